@@ -1,0 +1,77 @@
+"""What the interpretations over arrays share: they look up parameters and call the operations; which functions, each says itself."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ..errors import WeightsError
+from ..types import Array, Params
+from .ops import Ops
+
+MOMENTUM = 0.1  # of the running statistics
+
+
+class Arrays(Ops[Array]):
+    """A network over arrays.
+
+    params: parameter name -> array, as `weights` has them. With `training`, batch normalisation uses the statistics of the batch
+    and moves the running ones in `params`, in place. A missing parameter raises WeightsError, one of the wrong shape ShapeError.
+    """
+
+    functions: Mapping[str, tuple[Callable[..., Any], Callable[..., Any]]]  # operation -> its forward and its backward
+    statistics: Callable[[Array], tuple[Array, Array]]
+
+    def __init__(self, params: Params, training: bool = False) -> None:
+        self.params = params
+        self.training = training
+
+    def run(self, op: str, inputs: tuple[Array, ...], names: tuple[str, ...] = (), **settings: Any) -> Any:
+        """One operation on arrays and on the parameters of the given names. Everything below comes through here."""
+        return self.functions[op][0](*inputs, *map(self.param, names), **settings)
+
+    def param(self, name: str) -> Array:
+        if name not in self.params:
+            raise WeightsError(f"the network needs a parameter {name!r} and the weights have none")
+        return self.params[name]
+
+    def conv(self, x: Array, name: str, out: int, kernel: int = 1, stride: int = 1, groups: int = 1) -> Array:
+        return self.run("conv", (x,), (f"{name}.weight",), stride=stride, groups=groups)
+
+    def depthwise(self, x: Array, name: str, stride: int = 1) -> Array:
+        return self.run("depthwise", (x,), (f"{name}.weight",), stride=stride)
+
+    def batchnorm(self, x: Array, name: str) -> Array:
+        running = self.param(f"{name}.running_mean"), self.param(f"{name}.running_var")
+        used = running
+        if self.training:
+            used = mean, var = self.statistics(x)
+            count = x.size // x.shape[-1]
+            for average, now in zip(running, (mean, var * (count / max(count - 1, 1))), strict=True):  # the unbiased variance
+                average += MOMENTUM * (now - average)
+        return self.run("batchnorm", (x,), (f"{name}.weight", f"{name}.bias"), mean=used[0], var=used[1], training=self.training)
+
+    def relu(self, x: Array) -> Array:
+        return self.run("relu", (x,))
+
+    def maxpool(self, x: Array) -> Array:
+        return self.run("maxpool", (x,))
+
+    def avgpool(self, x: Array) -> Array:
+        return self.run("avgpool", (x,))
+
+    def split(self, x: Array) -> tuple[Array, Array]:
+        return self.run("split", (x,))
+
+    def concat(self, a: Array, b: Array) -> Array:
+        return self.run("concat", (a, b))
+
+    def shuffle(self, x: Array, groups: int) -> Array:
+        return self.run("shuffle", (x,), groups=groups)
+
+    def add(self, a: Array, b: Array) -> Array:
+        return self.run("add", (a, b))
+
+    def mean(self, x: Array) -> Array:
+        return self.run("mean", (x,))
+
+    def linear(self, x: Array, name: str, out: int, bias: bool = True) -> Array:
+        return self.run("linear", (x,), (f"{name}.weight", f"{name}.bias") if bias else (f"{name}.weight",))

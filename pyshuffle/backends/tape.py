@@ -1,0 +1,63 @@
+"""Gradients: the network runs on another interpretation, every operation is recorded, and the record is replayed backwards.
+
+An array that several operations read receives the sum of what they send back. Gradients go to the parameters and to the arrays
+named in `wrt`; what reaches any other array that no operation made is dropped.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..types import Array, Params
+from .arrays import Arrays
+
+
+class Record(NamedTuple):
+    """One operation that ran: what it read and what it made."""
+
+    op: str
+    inputs: tuple[Array, ...]
+    names: tuple[str, ...]
+    settings: dict[str, Any]
+    outputs: tuple[Array, ...]
+
+
+class Tape(Arrays):
+    """`tape = Tape(Numba(params, training=True)); y = net(tape, x); gradients, _ = tape.backward(y, dy)`."""
+
+    def __init__(self, ops: Arrays) -> None:
+        super().__init__(ops.params, ops.training)
+        self.functions, self.statistics = ops.functions, ops.statistics
+        self.records: list[Record] = []
+
+    def run(self, op: str, inputs: tuple[Array, ...], names: tuple[str, ...] = (), **settings: Any) -> Any:
+        y = super().run(op, inputs, names, **settings)
+        self.records.append(Record(op, inputs, names, settings, y if isinstance(y, tuple) else (y,)))
+        return y
+
+    def backward(self, y: Array, dy: Array, wrt: tuple[Array, ...] = ()) -> tuple[Params, list[Array]]:
+        """The gradients of <dy, y> by every parameter that the network read, by name, and by the arrays in `wrt`, in order.
+
+        The record is used up: an operation's arrays are let go as soon as its gradients are known.
+        """
+        by_name: Params = {}
+        by_array = {id(y): dy}
+        followed = {id(array) for array in wrt} | {id(made) for record in self.records for made in record.outputs}
+        while self.records:
+            op, inputs, names, settings, outputs = self.records.pop()
+            arrived = [by_array.pop(id(made), None) for made in outputs]
+            if all(d is None for d in arrived):
+                continue  # nothing that y depends on
+            douts = [np.zeros_like(made) if d is None else d for made, d in zip(outputs, arrived, strict=True)]
+            sent = self.functions[op][1](*douts, *inputs, *map(self.param, names), **settings)
+            for name, d in zip(names, sent[len(inputs) :], strict=True):
+                add_to(by_name, name, d)
+            for array, d in zip(inputs, sent, strict=False):
+                if id(array) in followed:
+                    add_to(by_array, id(array), d)
+        return by_name, [by_array.get(id(array), np.zeros_like(array)) for array in wrt]
+
+
+def add_to(sums: dict[Any, Array], key: Any, d: Array) -> None:
+    """Where an array fans out, what comes back is summed. Never in place: d may be somebody else's array."""
+    sums[key] = sums[key] + d if key in sums else d

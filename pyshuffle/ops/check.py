@@ -1,0 +1,36 @@
+"""What every operation asks of its arrays, and the errors that say so."""
+
+import numpy as np
+
+from ..errors import ShapeError
+from ..types import Array
+
+
+def check_map(x: Array, name: str = "x") -> None:
+    """Raises ShapeError unless x is a non-empty (N, H, W, C) array."""
+    if x.ndim != 4 or 0 in x.shape:
+        raise ShapeError(f"{name} has shape {x.shape}: a feature map (N, H, W, C) with no empty axis is needed")
+
+
+def check_gradient(dy: Array | None, shape: tuple[int, ...]) -> None:
+    """Raises ShapeError unless dy, where one is given, has the shape of y."""
+    if dy is not None and dy.shape != shape:
+        raise ShapeError(f"dy has shape {dy.shape}: the shape of y, {shape}, is needed")
+
+
+def out_size(size: int, stride: int) -> int:
+    """The length of an axis after a window of odd K with padding K // 2: ceil(size / stride)."""
+    return -(-size // stride)
+
+
+def check_same(a: Array, b: Array) -> None:
+    """Raises ShapeError unless both arrays have one shape."""
+    if a.shape != b.shape:
+        raise ShapeError(f"shapes {a.shape} and {b.shape} differ: they must be the same")
+
+
+def require_float32(*arrays: Array) -> None:
+    """Raises ShapeError for arrays that the jitted kernels are not written for."""
+    for array in arrays:
+        if array.dtype != np.float32:
+            raise ShapeError(f"an array is {array.dtype}: the kernels compute in float32, the reference in any float dtype")

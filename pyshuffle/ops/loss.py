@@ -1,0 +1,88 @@
+"""Softmax cross-entropy with label smoothing e, the mean over the batch.
+    p[n, k] = exp(z[n, k]) / sum_j exp(z[n, j])        q[n, k] = (1 - e) [k = label n] + e / K
+    loss = -1/N sum_{n, k} q[n, k] log p[n, k]         dz = (p - q) / N
+z (N, K) logits, labels (N,) integers -> a float. Both papers train with this loss, e = 0.1 in the authors' code.
+"""
+
+import numpy as np
+import numpy.typing as npt
+from numba import prange
+
+from ..errors import ShapeError
+from ..types import Array
+from .check import require_float32
+from .jit import kernel
+
+Labels = npt.NDArray[np.integer]
+
+
+def forward_reference(logits: Array, labels: Labels, smoothing: float = 0.0) -> float:
+    """logits (N, K), labels (N,) -> the mean loss. Raises ShapeError."""
+    check(logits, labels, smoothing)
+    return float(-(targets(logits, labels, smoothing) * log_softmax(logits)).sum() / len(logits))
+
+
+def backward_reference(logits: Array, labels: Labels, smoothing: float = 0.0) -> Array:
+    """logits (N, K), labels (N,) -> dlogits (N, K). Raises ShapeError."""
+    check(logits, labels, smoothing)
+    return (np.exp(log_softmax(logits)) - targets(logits, labels, smoothing)) / len(logits)
+
+
+def log_softmax(logits: Array) -> Array:
+    """log p, shifted by the largest logit of each row so that no exponential overflows."""
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+
+
+def softmax(logits: Array) -> Array:
+    """(N, K) -> probabilities (N, K)."""
+    return np.exp(log_softmax(logits))
+
+
+def targets(logits: Array, labels: Labels, smoothing: float) -> Array:
+    """q, in the dtype of the logits."""
+    classes = logits.shape[1]
+    return ((1 - smoothing) * (labels[:, None] == np.arange(classes)) + smoothing / classes).astype(logits.dtype)
+
+
+@kernel
+def _loss(logits, labels, smoothing, losses, dlogits):  # losses (N,), float64
+    images, classes = logits.shape
+    for n in prange(images):
+        top = np.float64(logits[n].max())
+        total, linear = 0.0, 0.0
+        for k in range(classes):
+            total += np.exp(logits[n, k] - top)
+            linear += logits[n, k] - top
+        losses[n] = np.log(total) - (1 - smoothing) * (logits[n, labels[n]] - top) - smoothing / classes * linear
+        for k in range(classes):
+            dlogits[n, k] = (np.exp(logits[n, k] - top) / total - smoothing / classes) / images
+        dlogits[n, labels[n]] -= (1 - smoothing) / images
+
+
+def forward(logits: Array, labels: Labels, smoothing: float = 0.0) -> float:
+    """logits (N, K), float32, labels (N,) -> the mean loss. Raises ShapeError."""
+    return _run(logits, labels, smoothing)[0]
+
+
+def backward(logits: Array, labels: Labels, smoothing: float = 0.0) -> Array:
+    """logits (N, K), float32, labels (N,) -> dlogits (N, K). Raises ShapeError."""
+    return _run(logits, labels, smoothing)[1]
+
+
+def _run(logits: Array, labels: Labels, smoothing: float) -> tuple[float, Array]:
+    check(logits, labels, smoothing)
+    require_float32(logits)
+    losses, dlogits = np.empty(len(logits)), np.empty(logits.shape, np.float32)
+    _loss(np.ascontiguousarray(logits), labels.astype(np.int64), smoothing, losses, dlogits)
+    return float(losses.mean()), dlogits
+
+
+def check(logits: Array, labels: Labels, smoothing: float) -> None:
+    """Raises ShapeError, naming the value and the rule."""
+    if logits.ndim != 2 or labels.shape != logits.shape[:1]:
+        raise ShapeError(f"logits {logits.shape} and labels {labels.shape} do not fit: (N, K) and (N,) are needed")
+    if not (labels.min() >= 0 and labels.max() < logits.shape[1]):
+        raise ShapeError(f"labels run from {labels.min()} to {labels.max()}: they must lie in 0..{logits.shape[1] - 1}")
+    if not 0 <= smoothing < 1:
+        raise ShapeError(f"smoothing={smoothing} is not in [0, 1)")

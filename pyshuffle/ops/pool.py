@@ -1,0 +1,179 @@
+"""Pooling: maximum and average over 3x3 windows with stride 2 and padding 1, and the mean of a whole map.
+    maximum:  y[n, i, j, c] = max_{u, v} x[n, 2i + u - 1, 2j + v - 1, c]         inside the image          (V1, table 1; V2, table 5)
+    average:  y[n, i, j, c] = 1/9 sum_{u, v} x[n, 2i + u - 1, 2j + v - 1, c]     zeros outside count too    (V1, figure 2 (c))
+    mean:     y[n, c] = 1/(H W) sum_{h, l} x[n, h, l, c]                                                    (both papers, "GlobalPool")
+x (N, H, W, C) -> y (N, ceil(H/2), ceil(W/2), C), or (N, C) for the mean.
+
+The gradient of a maximum goes to the first pixel, in row order, that attains it; that of an average to all pixels alike.
+"""
+
+import numpy as np
+from numba import prange
+
+from ..types import Array
+from .check import check_gradient, check_map, out_size, require_float32
+from .jit import kernel
+from .windows import fold, windows
+
+
+def max_reference(x: Array) -> Array:
+    """x (N, H, W, C) -> y (N, ceil(H/2), ceil(W/2), C). Raises ShapeError."""
+    check_map(x)
+    return windows(x, 3, 2, fill=-np.inf).max(axis=(3, 4))
+
+
+def max_backward_reference(dy: Array, x: Array) -> tuple[Array]:
+    """dy (N, ceil(H/2), ceil(W/2), C) -> dx like x. Raises ShapeError."""
+    check_gradient(dy, pooled_shape(x))
+    view = windows(x, 3, 2, fill=-np.inf)
+    flat = view.reshape(*dy.shape[:3], 9, -1)
+    first = np.arange(9)[:, None] == flat.argmax(axis=3)[:, :, :, None]  # (N, I, J, 9, C)
+    return (fold((first * dy[:, :, :, None]).reshape(view.shape), x.shape, 2),)
+
+
+def average_reference(x: Array) -> Array:
+    """x (N, H, W, C) -> y (N, ceil(H/2), ceil(W/2), C). Raises ShapeError."""
+    check_map(x)
+    return windows(x, 3, 2).sum(axis=(3, 4)) / 9
+
+
+def average_backward_reference(dy: Array, x: Array) -> tuple[Array]:
+    """dy (N, ceil(H/2), ceil(W/2), C) -> dx like x. Raises ShapeError."""
+    check_gradient(dy, pooled_shape(x))
+    share = np.broadcast_to(dy[:, :, :, None, None] / 9, (*dy.shape[:3], 3, 3, dy.shape[3]))
+    return (fold(share, x.shape, 2),)
+
+
+def mean_reference(x: Array) -> Array:
+    """x (N, H, W, C) -> y (N, C). Raises ShapeError."""
+    check_map(x)
+    return x.mean(axis=(1, 2))
+
+
+def mean_backward_reference(dy: Array, x: Array) -> tuple[Array]:
+    """dy (N, C) -> dx like x. Raises ShapeError."""
+    check_gradient(dy, (x.shape[0], x.shape[3]))
+    return (np.broadcast_to(dy[:, None, None] / (x.shape[1] * x.shape[2]), x.shape),)
+
+
+@kernel
+def _max(x, y):
+    _, height, width, channels = x.shape
+    images, rows, columns, _ = y.shape
+    for row in prange(images * rows):
+        n, i = row // rows, row % rows
+        y[n, i] = -np.inf
+        for h in range(max(2 * i - 1, 0), min(2 * i + 2, height)):
+            for j in range(columns):
+                for l in range(max(2 * j - 1, 0), min(2 * j + 2, width)):
+                    for c in range(channels):
+                        y[n, i, j, c] = max(y[n, i, j, c], x[n, h, l, c])
+
+
+@kernel
+def _max_backward(dy, x, dx):
+    images, rows, columns, channels = dy.shape
+    _, height, width, _ = x.shape
+    for n in prange(images):  # windows overlap, so one thread owns a whole image
+        dx[n] = 0
+        for i in range(rows):
+            for j in range(columns):
+                for c in range(channels):
+                    best, at_h, at_l = -np.float32(np.inf), max(2 * i - 1, 0), max(2 * j - 1, 0)
+                    for h in range(max(2 * i - 1, 0), min(2 * i + 2, height)):
+                        for l in range(max(2 * j - 1, 0), min(2 * j + 2, width)):
+                            if x[n, h, l, c] > best:
+                                best, at_h, at_l = x[n, h, l, c], h, l
+                    dx[n, at_h, at_l, c] += dy[n, i, j, c]
+
+
+@kernel
+def _average(x, y):
+    _, height, width, channels = x.shape
+    images, rows, columns, _ = y.shape
+    for row in prange(images * rows):
+        n, i = row // rows, row % rows
+        y[n, i] = 0
+        for h in range(max(2 * i - 1, 0), min(2 * i + 2, height)):
+            for j in range(columns):
+                for l in range(max(2 * j - 1, 0), min(2 * j + 2, width)):
+                    for c in range(channels):
+                        y[n, i, j, c] += x[n, h, l, c] * np.float32(1 / 9)
+
+
+@kernel
+def _average_backward(dy, dx):
+    _, rows, columns, channels = dy.shape
+    images, height, width, _ = dx.shape
+    for row in prange(images * height):
+        n, h = row // height, row % height
+        dx[n, h] = 0
+        for i in range(h // 2, min((h + 1) // 2 + 1, rows)):
+            for l in range(width):
+                for j in range(l // 2, min((l + 1) // 2 + 1, columns)):
+                    for c in range(channels):
+                        dx[n, h, l, c] += dy[n, i, j, c] * np.float32(1 / 9)
+
+
+@kernel
+def _mean(x, y):
+    images, height, width, channels = x.shape
+    for n in prange(images):
+        y[n] = 0
+        for h in range(height):
+            for l in range(width):
+                for c in range(channels):
+                    y[n, c] += x[n, h, l, c] / (height * width)
+
+
+def maximum(x: Array) -> Array:
+    """x (N, H, W, C), float32 -> y (N, ceil(H/2), ceil(W/2), C). Raises ShapeError."""
+    return _pool(_max, x)
+
+
+def max_backward(dy: Array, x: Array) -> tuple[Array]:
+    """dy (N, ceil(H/2), ceil(W/2), C), float32 -> dx like x. Raises ShapeError."""
+    check_gradient(dy, pooled_shape(x))
+    require_float32(dy, x)
+    dx = np.empty(x.shape, np.float32)
+    _max_backward(np.ascontiguousarray(dy), np.ascontiguousarray(x), dx)
+    return (dx,)
+
+
+def average(x: Array) -> Array:
+    """x (N, H, W, C), float32 -> y (N, ceil(H/2), ceil(W/2), C). Raises ShapeError."""
+    return _pool(_average, x)
+
+
+def average_backward(dy: Array, x: Array) -> tuple[Array]:
+    """dy (N, ceil(H/2), ceil(W/2), C), float32 -> dx like x. Raises ShapeError."""
+    check_gradient(dy, pooled_shape(x))
+    require_float32(dy, x)
+    dx = np.empty(x.shape, np.float32)
+    _average_backward(np.ascontiguousarray(dy), dx)
+    return (dx,)
+
+
+def mean(x: Array) -> Array:
+    """x (N, H, W, C), float32 -> y (N, C). Raises ShapeError."""
+    check_map(x)
+    require_float32(x)
+    y = np.empty((x.shape[0], x.shape[3]), np.float32)
+    _mean(np.ascontiguousarray(x), y)
+    return y
+
+
+mean_backward = mean_backward_reference  # a broadcast: there is nothing to compute
+
+
+def _pool(kernel, x: Array) -> Array:
+    y = np.empty(pooled_shape(x), np.float32)
+    require_float32(x)
+    kernel(np.ascontiguousarray(x), y)
+    return y
+
+
+def pooled_shape(x: Array) -> tuple[int, int, int, int]:
+    """The shape of y. Raises ShapeError."""
+    check_map(x)
+    return x.shape[0], out_size(x.shape[1], 2), out_size(x.shape[2], 2), x.shape[3]
