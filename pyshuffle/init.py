@@ -24,6 +24,6 @@ def _draw(name: str, shape: tuple[int, ...], first: bool, rng: np.random.Generat
         fan = shape[2] if len(shape) == 4 else 1  # a depthwise filter (3, 3, C) sees one channel
         deviation = 0.01 if first or len(shape) == 2 else 1 / fan
         return (deviation * rng.standard_normal(shape)).astype(np.float32)
-    bn_bias = 0.0 if name == "fc.bias" else 1e-4
-    value = {"weight": 1.0, "bias": bn_bias, "running_mean": 0.0, "running_var": 1.0}[name.rpartition(".")[2]]
+    bias = 0.0 if name == "fc.bias" else 1e-4
+    value = {"weight": 1.0, "bias": bias, "running_mean": 0.0, "running_var": 1.0}[name.rpartition(".")[2]]
     return np.full(shape, value, np.float32)

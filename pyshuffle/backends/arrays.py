@@ -4,10 +4,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..errors import WeightsError
+from ..ops import batchnorm
 from ..types import Array, Params
 from .ops import Ops
 
-MOMENTUM = 0.1  # of the running statistics
+BN_MOMENTUM = 0.1  # of the running statistics
 
 
 class Arrays(Ops[Array]):
@@ -43,10 +44,11 @@ class Arrays(Ops[Array]):
         running = self.param(f"{name}.running_mean"), self.param(f"{name}.running_var")
         used = running
         if self.training:
+            batchnorm.check(x, self.param(f"{name}.weight"), self.param(f"{name}.bias"), *running)
             used = mean, var = self.statistics(x)
             count = x.size // x.shape[-1]
             for average, now in zip(running, (mean, var * (count / max(count - 1, 1))), strict=True):  # the unbiased variance
-                average += MOMENTUM * (now - average)
+                average += BN_MOMENTUM * (now - average)
         return self.run("batchnorm", (x,), (f"{name}.weight", f"{name}.bias"), mean=used[0], var=used[1], training=self.training)
 
     def relu(self, x: Array) -> Array:

@@ -42,13 +42,16 @@ class Tape(Arrays):
         """
         by_name: Params = {}
         by_array = {id(y): dy}
-        followed = {id(array) for array in wrt} | {id(made) for record in self.records for made in record.outputs}
+        kept = {id(array) for array in wrt}
+        followed = kept | {id(made) for record in self.records for made in record.outputs}
         while self.records:
             op, inputs, names, settings, outputs = self.records.pop()
-            arrived = [by_array.pop(id(made), None) for made in outputs]
+            arrived = [by_array.get(id(made)) if id(made) in kept else by_array.pop(id(made), None) for made in outputs]
             if all(d is None for d in arrived):
                 continue  # nothing that y depends on
             douts = [np.zeros_like(made) if d is None else d for made, d in zip(outputs, arrived, strict=True)]
+            if op == "conv" and id(inputs[0]) not in followed:
+                settings = {**settings, "need_dx": False}  # the first layer: the gradient by the image is costly, and dropped
             sent = self.functions[op][1](*douts, *inputs, *map(self.param, names), **settings)
             for name, d in zip(names, sent[len(inputs) :], strict=True):
                 add_to(by_name, name, d)

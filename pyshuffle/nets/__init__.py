@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 from typing import Any
 
@@ -11,9 +10,11 @@ from .net import Net, Published
 from .shufflenet_v1 import ShuffleNetV1
 from .shufflenet_v2 import ShuffleNetV2
 
-__all__ = ["ARCHS", "Net", "Published", "ShuffleNetV1", "ShuffleNetV2", "add_arguments", "build", "describe", "from_arguments"]
+__all__ = ["ARCHS", "Net", "Published", "ShuffleNetV1", "ShuffleNetV2", "build", "check_size", "describe", "fields"]
 
 ARCHS: dict[str, type[Net]] = {kind.arch: kind for kind in (ShuffleNetV1, ShuffleNetV2)}
+DEFAULT = "v2"
+MIN_SIZE = 32  # pixels: the last stage sees an image at a 32nd of its size
 
 
 def build(arch: str, **settings: Any) -> Net:
@@ -37,24 +38,7 @@ def describe(net: Net) -> dict[str, Any]:
     return {"arch": net.arch} | {name: getattr(net, name) for name in fields(type(net))}
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """An option for every setting of every network, and `--arch`."""
-    parser.add_argument("--arch", default="v2", help=f"the network: {', '.join(ARCHS)} (default: %(default)s)")
-    types: dict[str, Any] = {"float": float, "int": int, "str": str}
-    for name, kind in _all_fields().items():
-        option, default = f"--{name.replace('_', '-')}", argparse.SUPPRESS
-        users = f"a setting of {', '.join(arch for arch, net in ARCHS.items() if name in fields(net))}"
-        if kind.startswith("bool"):
-            parser.add_argument(option, action=argparse.BooleanOptionalAction, default=default, help=users)
-        else:
-            parser.add_argument(option, type=types[kind], default=default, help=users)
-
-
-def from_arguments(args: argparse.Namespace, **settings: Any) -> Net:
-    """The network that the options of `add_arguments` name, but for `settings`. Raises ArchError."""
-    given = {name: getattr(args, name) for name in _all_fields() if hasattr(args, name)}
-    return build(args.arch, **{**given, **settings})
-
-
-def _all_fields() -> dict[str, str]:
-    return {name: kind for net in ARCHS.values() for name, kind in fields(net).items()}
+def check_size(size: int) -> None:
+    """Raises ArchError for images that are too small for the networks."""
+    if size < MIN_SIZE:
+        raise ArchError(f"size={size} is too small: at least {MIN_SIZE} pixels are needed")

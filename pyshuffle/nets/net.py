@@ -19,6 +19,7 @@ class Published(NamedTuple):
     mmacs: float | None  # millions of multiply-adds at 224x224, or None where the paper has none
     source: str
     with_linear: bool  # whether the figure counts the linear layer
+    rounded_up: bool = False  # rather than to the nearest
     notes: tuple[str, ...] = ()  # misprints in widely copied tables, not to be reproduced
 
 

@@ -3,9 +3,10 @@
 `order` says what the shuffle between a unit's two grouped convolutions does to its g n channels.
     paper    reshape to (g, n), transpose: section 3.1.
     authors  reshape to (n, g), transpose: the inverse, in the authors' released code.
-For training the two are alike. For loading their weights they are not, and where g does not divide n (g = 8 at 0.5x, 1.0x, 1.5x) no
-permutation of weights turns one into the other: the two connect different numbers of channels from group to group. So the order
-belongs to the network. (That the authors shuffle after the depthwise convolution is undone on loading: see weights.)
+For training the two are alike. For loading their weights they are not. Where n mod g is 0, 1 or g - 1, as for every g up to 3, a
+permutation of weights within the groups turns one into the other. Elsewhere (g = 8 at 0.5x, 1.0x and 1.5x; g = 4) it does not, as
+the two connect different numbers of channels from group to group. So the order belongs to the network. (That the authors shuffle
+after the depthwise convolution and not before it is undone on loading: see weights.)
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 from ..errors import ArchError
@@ -59,6 +60,10 @@ class ShuffleNetV2(Net):
         self.check()
         if self.width not in WIDTHS:
             raise ArchError(f"v2 has no width {self.width}: choose one of {', '.join(map(str, WIDTHS))}")
+        if self.wiring == "paper" and WIDTHS[self.width][0] == STEM:
+            raise ArchError(
+                f"v2 {self.width} has no channels for branch 2 of its first unit in the wiring 'paper': choose 'torchvision'"
+            )
         if self.bias is None:
             object.__setattr__(self, "bias", self.wiring == "torchvision")
 
@@ -108,13 +113,14 @@ class ShuffleNetV2(Net):
         notes = ["The stride-2 unit is often printed with a stride-1 depthwise in its main branch: it is stride 2."]
         if self.width == 2.0:
             notes.append("Often printed with 6.7M parameters: it has 7.4M. Some ports use 224 for 244 channels: wrong.")
-        return Published(PAPER_MMACS.get(self.width), "V2 paper", with_linear=True, notes=tuple(notes))
+        figure = None if self.extra_depthwise else PAPER_MMACS.get(self.width)
+        return Published(figure, "V2 paper", with_linear=True, rounded_up=True, notes=tuple(notes))
 
     @classmethod
     def variants(cls) -> Iterator[ShuffleNetV2]:
         """Every network of this family whose parameters differ in name or shape, for 1000 classes."""
-        for width in WIDTHS:
-            for wiring in cls.choices["wiring"]:
-                for extra in (False, True):
-                    for bias in (wiring == "torchvision", wiring != "torchvision"):
-                        yield cls(width, wiring=wiring, extra_depthwise=extra, bias=bias)
+        for width, wiring, extra, bias in product(WIDTHS, cls.choices["wiring"], (False, True), (False, True)):
+            stage2 = WIDTHS[width][0]
+            usual_bias = wiring == "torchvision"
+            if not (stage2 == STEM and wiring == "paper") and not (stage2 == 2 * STEM and bias != usual_bias):
+                yield cls(width, wiring=wiring, extra_depthwise=extra, bias=bias)  # at 0.5x nothing but the bias tells the wiring

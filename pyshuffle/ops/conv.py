@@ -25,11 +25,15 @@ def forward_reference(x: Array, w: Array, stride: int = 1, groups: int = 1) -> A
     return np.einsum("nijuvgc,uvcgo->nijgo", patches, by_group(w, groups), optimize=True).reshape(shape)
 
 
-def backward_reference(dy: Array, x: Array, w: Array, stride: int = 1, groups: int = 1) -> tuple[Array, Array]:
-    """dy (N, ceil(H/s), ceil(W/s), O) -> dx like x, dw like w. Raises ShapeError."""
+def backward_reference(
+    dy: Array, x: Array, w: Array, stride: int = 1, groups: int = 1, need_dx: bool = True
+) -> tuple[Array | None, Array]:
+    """dy (N, ceil(H/s), ceil(W/s), O) -> dx like x (None if not needed), dw like w. Raises ShapeError."""
     check(x, w, stride, groups, dy)
     patches, w_by_group, dy_by_group = (by_group(a, groups) for a in (windows(x, len(w), stride), w, dy))
     dw = np.einsum("nijuvgc,nijgo->uvcgo", patches, dy_by_group, optimize=True).reshape(w.shape)
+    if not need_dx:
+        return None, dw
     dpatches = np.einsum("nijgo,uvcgo->nijuvgc", dy_by_group, w_by_group, optimize=True)
     return fold(dpatches.reshape(*dpatches.shape[:5], -1), x.shape, stride), dw
 
@@ -61,21 +65,23 @@ def add_product(x, w, y):
 
 
 @kernel
-def _forward(x, w, stride, y):  # x (G, N, H, W, C/G), w (G, K, K, C/G, O/G), y (G, N, I, J, O/G)
-    _, _, height, width, _ = x.shape
+def _forward(x, w, stride, y):  # x (G, N, H, W C/G), w (G, K, K C/G, O/G), y (G, N, I, J, O/G)
     groups, images, rows, columns, _ = y.shape
-    size = w.shape[1]
+    height, size = x.shape[2], w.shape[1]
+    channels = w.shape[2] // size
+    width = x.shape[3] // channels
     for row in prange(groups * images * rows):
         g, n, i = row // (images * rows), row // rows % images, row % rows
         for j in range(columns):
             out = y[g, n, i, j]
             out[:] = 0
-            for u in range(size):
+            l = stride * j - size // 2
+            first, last = max(0, -l), min(size, width - l)  # the taps v whose pixel l + v lies in the image:
+            for u in range(size):  # they and their channels are neighbours in memory, one product for the row
                 h = stride * i + u - size // 2
-                for v in range(size):
-                    l = stride * j + v - size // 2
-                    if 0 <= h < height and 0 <= l < width:
-                        add_product(x[g, n, h, l], w[g, u, v], out)
+                if 0 <= h < height:
+                    pixels = x[g, n, h, (l + first) * channels : (l + last) * channels]
+                    add_product(pixels, w[g, u, first * channels : last * channels], out)
 
 
 @kernel
@@ -121,21 +127,25 @@ def forward(x: Array, w: Array, stride: int = 1, groups: int = 1) -> Array:
     shape = check(x, w, stride, groups)
     require_float32(x, w)
     y = np.empty((groups, *shape[:3], shape[3] // groups), np.float32)
-    _forward(groups_first(x, groups), groups_first(w, groups), stride, y)
+    x, w = groups_first(x, groups), groups_first(w, groups)
+    _forward(x.reshape(*x.shape[:3], -1), w.reshape(*w.shape[:2], -1, w.shape[4]), stride, y)
     return groups_last(y)
 
 
-def backward(dy: Array, x: Array, w: Array, stride: int = 1, groups: int = 1) -> tuple[Array, Array]:
-    """dy (N, ceil(H/s), ceil(W/s), O) -> dx like x, dw like w, float32. Raises ShapeError."""
+def backward(dy: Array, x: Array, w: Array, stride: int = 1, groups: int = 1, need_dx: bool = True) -> tuple[Array | None, Array]:
+    """dy (N, ceil(H/s), ceil(W/s), O) -> dx like x (None if not needed), dw like w, float32. Raises ShapeError."""
     check(x, w, stride, groups, dy)
     require_float32(dy, x, w)
     dy, x, w = groups_first(dy, groups), groups_first(x, groups), groups_first(w, groups)
-    dx, dw = np.empty_like(x), np.empty_like(w)
-    _backward_x(dy, np.ascontiguousarray(w.swapaxes(-1, -2)), stride, dx)
+    dx, dw = None, np.empty_like(w)
+    if need_dx:
+        dx = np.empty_like(x)
+        _backward_x(dy, np.ascontiguousarray(w.swapaxes(-1, -2)), stride, dx)
+        dx = groups_last(dx)
     if w.shape[1] == stride == 1:  # a 1x1 convolution does not know where its pixels are: one long row has no short ends
         dy, x = (a.reshape(groups, 1, 1, -1, a.shape[-1]) for a in (dy, x))
     _backward_w(dy, x, stride, dw)
-    return groups_last(dx), groups_last(dw)
+    return dx, groups_last(dw)
 
 
 def groups_first(array: Array, groups: int) -> Array:

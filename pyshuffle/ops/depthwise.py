@@ -57,7 +57,7 @@ def _backward_x(dy, w, stride, dx):
         dx[n, h] = 0
         for u in range(3):
             i = (h + 1 - u) // stride
-            if stride * i == h + 1 - u and i < rows:
+            if stride * i == h + 1 - u and 0 <= i < rows:
                 for l in range(width):
                     for v in range(3):
                         j = (l + 1 - v) // stride

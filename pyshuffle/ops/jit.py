@@ -32,7 +32,7 @@ def helper(function: Callable[..., Any]) -> Callable[..., Any]:
 def _compile(function: Callable[..., Any], parallel: bool) -> Callable[..., Any]:
     global _cache
     try:
-        return numba.njit(parallel=parallel, cache=_cache, error_model="numpy", nogil=True)(function)
+        return numba.njit(parallel=parallel, cache=_cache, error_model="numpy", nogil=True, fastmath={"contract"})(function)
     except RuntimeError as error:  # numba found no directory to write to
         if not _cache:
             raise

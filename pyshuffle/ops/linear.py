@@ -7,7 +7,7 @@ x (N, I), w (I, O), b (O,) or absent -> y (N, O). It is a 1x1 convolution of map
 from ..errors import ShapeError
 from ..types import Array
 from . import conv
-from .check import check_gradient
+from .check import check_gradient, require_float32
 
 
 def forward_reference(x: Array, w: Array, b: Array | None = None) -> Array:
@@ -27,13 +27,17 @@ def forward(x: Array, w: Array, b: Array | None = None) -> Array:
     """x (N, I), w (I, O), b (O,), float32 -> y (N, O). Raises ShapeError."""
     check(x, w, b)
     y = conv.forward(x[:, None, None], w[None, None])[:, 0, 0]
-    return y if b is None else y + b
+    if b is None:
+        return y
+    require_float32(b)
+    return y + b
 
 
 def backward(dy: Array, x: Array, w: Array, b: Array | None = None) -> tuple[Array, ...]:
     """dy (N, O), float32 -> dx, dw and, where there is a bias, db. Raises ShapeError."""
     check(x, w, b, dy)
     dx, dw = conv.backward(dy[:, None, None], x[:, None, None], w[None, None])
+    assert dx is not None  # it was asked for
     gradients = dx[:, 0, 0], dw[0, 0]
     return gradients if b is None else (*gradients, dy.sum(axis=0))
 

@@ -1,7 +1,7 @@
 """Pooling: maximum and average over 3x3 windows with stride 2 and padding 1, and the mean of a whole map.
     maximum:  y[n, i, j, c] = max_{u, v} x[n, 2i + u - 1, 2j + v - 1, c]         inside the image          (V1, table 1; V2, table 5)
     average:  y[n, i, j, c] = 1/9 sum_{u, v} x[n, 2i + u - 1, 2j + v - 1, c]     zeros outside count too    (V1, figure 2 (c))
-    mean:     y[n, c] = 1/(H W) sum_{h, l} x[n, h, l, c]                                                    (both papers, "GlobalPool")
+    mean:     y[n, c] = 1/(H W) sum_{h, l} x[n, h, l, c]                                                    (both papers)
 x (N, H, W, C) -> y (N, ceil(H/2), ceil(W/2), C), or (N, C) for the mean.
 
 The gradient of a maximum goes to the first pixel, in row order, that attains it; that of an average to all pixels alike.
@@ -67,7 +67,8 @@ def _max(x, y):
             for j in range(columns):
                 for l in range(max(2 * j - 1, 0), min(2 * j + 2, width)):
                     for c in range(channels):
-                        y[n, i, j, c] = max(y[n, i, j, c], x[n, h, l, c])
+                        if x[n, h, l, c] > y[n, i, j, c] or np.isnan(x[n, h, l, c]):
+                            y[n, i, j, c] = x[n, h, l, c]
 
 
 @kernel
@@ -75,16 +76,20 @@ def _max_backward(dy, x, dx):
     images, rows, columns, channels = dy.shape
     _, height, width, _ = x.shape
     for n in prange(images):  # windows overlap, so one thread owns a whole image
+        best, winner = np.empty(channels, np.float32), np.empty(channels, np.int32)
         dx[n] = 0
         for i in range(rows):
             for j in range(columns):
-                for c in range(channels):
-                    best, at_h, at_l = -np.float32(np.inf), max(2 * i - 1, 0), max(2 * j - 1, 0)
-                    for h in range(max(2 * i - 1, 0), min(2 * i + 2, height)):
-                        for l in range(max(2 * j - 1, 0), min(2 * j + 2, width)):
-                            if x[n, h, l, c] > best:
-                                best, at_h, at_l = x[n, h, l, c], h, l
-                    dx[n, at_h, at_l, c] += dy[n, i, j, c]
+                best[:], winner[:] = -np.inf, -1
+                for h in range(max(2 * i - 1, 0), min(2 * i + 2, height)):
+                    for l in range(max(2 * j - 1, 0), min(2 * j + 2, width)):
+                        for c in range(channels):
+                            if winner[c] < 0 or x[n, h, l, c] > best[c] or (np.isnan(x[n, h, l, c]) and not np.isnan(best[c])):
+                                best[c], winner[c] = x[n, h, l, c], h * width + l
+                for h in range(max(2 * i - 1, 0), min(2 * i + 2, height)):
+                    for l in range(max(2 * j - 1, 0), min(2 * j + 2, width)):
+                        for c in range(channels):
+                            dx[n, h, l, c] += dy[n, i, j, c] if winner[c] == h * width + l else np.float32(0)
 
 
 @kernel

@@ -1,0 +1,65 @@
+"""What the tests share: the interpretations they run over, a comparison that NaN cannot pass, and arrays and parameters to draw."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from golden.make_logits import parameters
+from hypothesis import settings
+
+from pyshuffle.backends.arrays import Arrays
+from pyshuffle.backends.cost import Cost, Map
+from pyshuffle.backends.numba import Numba
+from pyshuffle.backends.reference import Reference
+from pyshuffle.types import Array, Params
+
+settings.register_profile("the same on every run", derandomize=True, deadline=None, database=None, max_examples=30)
+settings.load_profile("the same on every run")
+
+
+class Backend(NamedTuple):
+    """An interpretation over arrays, in one precision."""
+
+    kind: type[Arrays]
+    dtype: type[np.floating]
+    tolerance: float  # of an operation's result, relative to its largest value
+
+
+BACKENDS = {
+    "reference-float64": Backend(Reference, np.float64, 1e-12),
+    "reference-float32": Backend(Reference, np.float32, 1e-5),
+    "numba-float32": Backend(Numba, np.float32, 1e-5),
+}
+
+
+@pytest.fixture(scope="session", params=BACKENDS.values(), ids=BACKENDS)
+def backend(request) -> Backend:
+    """Every interpretation in turn, in every precision that it has."""
+    return request.param
+
+
+def assert_close(actual: Any, expected: Any, tolerance: float) -> None:
+    """Arrays, or tuples of arrays, of the same shapes, each off by no more than tolerance * its own largest expected value."""
+    for a, e in zip(as_tuple(actual), as_tuple(expected), strict=True):
+        assert np.shape(a) == np.shape(e)
+        error, largest = np.abs(a - e).max(), np.abs(e).max()
+        assert error <= tolerance * largest, f"differs by {error:.3g} where the largest value is {largest:.3g}"
+
+
+def as_tuple(y: Any) -> tuple:
+    return y if isinstance(y, tuple) else (y,)
+
+
+def draw(*shape: int, dtype: type[np.floating] = np.float64, seed: int = 0) -> Array:
+    """Values in random order, half of them negative, all distinct and none near 0, where a ReLU or a maximum has its kink."""
+    values = np.linspace(0.25, 2, int(np.prod(shape)))
+    values[1::2] *= -1
+    return np.random.default_rng([seed, *shape]).permutation(values).reshape(shape).astype(dtype)
+
+
+def draw_params(net: Callable, shape: tuple[int, ...], dtype: type[np.floating] = np.float64, seed: int = 0) -> Params:
+    """Parameters, with running statistics, for a function over operations that reads a map of the given shape."""
+    cost = Cost()
+    net(cost, Map(shape))
+    return {name: value.astype(dtype) for name, value in parameters(cost.shapes, seed).items()}
