@@ -1,0 +1,144 @@
+"""What is in a photograph: `python -m pyshuffle.classify PHOTO...`
+
+Exit code 0: every image is answered; 1: some are, and each other one is explained on stderr; 2: none is.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TextIO, TypedDict
+
+import numpy as np
+
+from . import cli, image, weights
+from .errors import ImageError, WeightsError
+from .labels import read_labels
+from .types import Array
+from .weights import Checkpoint
+
+DEFAULT = "shufflenet_v2_x0_5_tiny_imagenet.npz"
+PACKAGE = Path(__file__).parent
+BAR = 20  # characters for a probability of 1
+EIGHTHS = " ▏▎▍▌▋▊▉█"
+
+
+class Guess(TypedDict):
+    """One line of an answer."""
+
+    index: int
+    label: str
+    probability: float
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse(argv)
+    checkpoint = weights.load(args.weights or default_weights())
+    labels = labels_of(checkpoint, args.labels)
+    preprocess = image.PRESETS.get(args.preprocess) or checkpoint.preprocess or image.TORCHVISION
+    answers, failures = [], 0
+    for file in files_of(args.images):
+        try:
+            pixels = load(file, preprocess)
+        except ImageError as error:
+            cli.complain(error)
+            failures += 1
+            continue
+        top = best(predict(checkpoint, pixels), labels, args.top)
+        answers.append({"file": file, "top": top})
+        if not args.json:
+            print(file, *(line(guess, sys.stdout) for guess in top), sep="\n")
+    if args.json:
+        print(json.dumps(answers, indent=1))
+    return 0 if not failures else 1 if answers else cli.FAILED
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = cli.Parser(prog="python -m pyshuffle.classify", description="Name what is in photographs.")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="an image, a folder of images, or - for standard input")
+    parser.add_argument("--weights", type=Path, metavar="FILE", help="a checkpoint (default: the one that comes with pyshuffle)")
+    parser.add_argument("--labels", type=Path, metavar="FILE", help="class names, one a line (default: the checkpoint's)")
+    parser.add_argument("--top", type=positive, default=5, metavar="N", help="how many guesses (default: %(default)s)")
+    parser.add_argument("--json", action="store_true", help="answer in JSON")
+    parser.add_argument("--preprocess", choices=image.PRESETS, help="how to prepare images (default: as the checkpoint says)")
+    return parser.parse_args(argv)
+
+
+def positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
+    return int(text)
+
+
+def default_weights() -> Path:
+    """The checkpoint that comes with the package: installed inside of it, in a source tree beside it. Raises WeightsError."""
+    for folder in (PACKAGE / "pretrained", PACKAGE.parent / "weights"):
+        if (folder / DEFAULT).is_file():
+            return folder / DEFAULT
+    raise WeightsError(f"{DEFAULT} did not come with this installation: name a checkpoint with --weights FILE")
+
+
+def labels_of(checkpoint: Checkpoint, file: Path | None) -> Sequence[str]:
+    """A name for each class: from the file, or the checkpoint, or its number. Raises DataError."""
+    classes = checkpoint.net.classes
+    if file:
+        return read_labels(file, classes)
+    return checkpoint.labels or [f"class {i}" for i in range(classes)]
+
+
+def files_of(arguments: Iterable[str]) -> list[str]:
+    """The arguments with every folder replaced by the images in it, by name; one without images stays, for `load` to explain."""
+    files: list[str] = []
+    for argument in arguments:
+        inside = image.files_in(Path(argument)) if os.path.isdir(argument) else []
+        files += [str(path) for path in inside] or [argument]
+    return files
+
+
+def load(file: str, preprocess: image.Preprocess) -> Array:
+    """One of `files_of` -> (1, crop, crop, 3) float32. Raises ImageError."""
+    if os.path.isdir(file):
+        raise ImageError(f"{file}: a folder without images ({', '.join(sorted(image.SUFFIXES))})")
+    if file != "-":
+        return image.load(file, preprocess)
+    if sys.stdin is None:
+        raise ImageError("standard input is closed")
+    return image.load(sys.stdin.buffer, preprocess)
+
+
+def predict(checkpoint: Checkpoint, pixels: Array) -> Array:
+    """(1, H, W, 3) float32 -> probabilities (classes,). Raises WeightsError where the network answers with no number."""
+    from .backends.numba import Numba  # here, so that a wrong argument is not answered half a second later
+    from .ops.loss import softmax
+
+    logits = checkpoint.net(Numba(checkpoint.params), pixels)
+    if not np.isfinite(logits).all():
+        raise WeightsError("the network's answer is not finite: the weights are damaged")
+    return softmax(logits)[0]
+
+
+def best(probabilities: Array, labels: Sequence[str], top: int) -> list[Guess]:
+    """The likeliest `top` classes, or all if there are fewer."""
+    order = np.argsort(-probabilities, kind="stable")[:top]
+    return [Guess(index=int(i), label=labels[i], probability=round(float(probabilities[i]), 6)) for i in order]
+
+
+def line(guess: Guess, stream: TextIO) -> str:
+    return f" {guess['probability']:6.1%}  {bar(guess['probability'], stream.encoding):{BAR}} {guess['label']}"
+
+
+def bar(probability: float, encoding: str | None) -> str:
+    """A bar in steps of an eighth of a character, or of '#' where the encoding has no blocks."""
+    whole, eighths = divmod(round(probability * BAR * 8), 8)
+    blocks = (EIGHTHS[8] * whole + EIGHTHS[eighths]).rstrip()
+    try:
+        blocks.encode(encoding or "ascii")
+    except UnicodeEncodeError:
+        return "#" * round(probability * BAR)
+    return blocks
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

@@ -1,0 +1,92 @@
+"""What the command lines share: options that name a network, and errors in one line, never a traceback."""
+
+import argparse
+import io
+import os
+import sys
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any, NoReturn
+
+from . import nets
+from .errors import PyShuffleError
+
+FAILED = 2  # as argparse exits
+INTERRUPTED = 128 + 2  # as shells report a program that a signal ended: SIGINT
+BROKEN_PIPE = 128 + 13  # SIGPIPE
+
+Main = Callable[[list[str] | None], int]
+
+
+def run(main: Main, argv: list[str] | None = None) -> int:
+    """The exit code of `main(argv)`; an error that a user can do something about is said in one line."""
+    if sys.stdout is None:  # closed by whoever started the program
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (it is open as long as the program runs)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is no reason to stop
+    try:
+        try:
+            return main(argv)
+        finally:
+            sys.stdout.flush()  # here, where a full disk can still be reported
+    except PyShuffleError as error:
+        complain(error)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:  # `| head` has read enough
+        _abandon_stdout()
+        return BROKEN_PIPE
+    except OSError as error:
+        _abandon_stdout()
+        where = error.filename or "on standard output, or in the folder of compiled kernels, NUMBA_CACHE_DIR"
+        complain(f"{error.strerror or error}: {where}")
+    except MemoryError:
+        complain("not enough memory")
+    return FAILED
+
+
+def complain(message: object) -> None:
+    """Print a message as one line on stderr, after the name of the program."""
+    print(f"{Path(sys.argv[0]).stem}: error: {' '.join(str(message).splitlines())}", file=sys.stderr)
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line: the usage is for `--help`."""
+
+    def error(self, message: str) -> NoReturn:
+        complain(f"{message} (see --help)")
+        sys.exit(FAILED)
+
+
+def add_net_options(parser: argparse.ArgumentParser, without: Collection[str] = ()) -> None:
+    """`--arch`, and an option for every setting of every network. None has a default here: each network has its own."""
+    unset = argparse.SUPPRESS
+    parser.add_argument("--arch", default=unset, help=f"the network: {', '.join(nets.ARCHS)} (default: {nets.DEFAULT})")
+    types: dict[str, Callable[[str], Any]] = {"float": float, "int": int, "str": str}
+    for name, kind in _settings().items():
+        option = f"--{name.replace('_', '-')}"
+        users = f"a setting of {', '.join(arch for arch, net in nets.ARCHS.items() if name in nets.fields(net))}"
+        if name in without:
+            continue
+        if kind.startswith("bool"):
+            parser.add_argument(option, action=argparse.BooleanOptionalAction, default=unset, help=users)
+        else:
+            parser.add_argument(option, type=types[kind], default=unset, help=users)
+
+
+def net_from_options(args: argparse.Namespace, **settings: Any) -> nets.Net:
+    """The network that the options name, with `settings` besides. Raises ArchError."""
+    given = {name: getattr(args, name) for name in ("arch", *_settings()) if hasattr(args, name)}
+    return nets.build(**{"arch": nets.DEFAULT, **given, **settings})
+
+
+def _settings() -> dict[str, str]:
+    return {name: kind for net in nets.ARCHS.values() for name, kind in nets.fields(net).items()}
+
+
+def _abandon_stdout() -> None:
+    """Where what was printed can no longer be written, let it go: the interpreter would try again at exit, and complain."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
