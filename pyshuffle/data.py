@@ -1,0 +1,142 @@
+"""A folder of class folders -> batches of images and labels.
+
+Everything random is drawn from (seed, epoch, index of the image), so a batch can be made again without those before it: that is
+what lets a run that was killed go on as if nothing had happened.
+"""
+
+import hashlib
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from . import image
+from .errors import DataError
+from .types import Array
+
+T = TypeVar("T")
+Batch = tuple[Array, npt.NDArray[np.int64]]  # images (N, size, size, 3), labels (N,)
+
+ORDER, CROP = 1, 2  # what is drawn: each has numbers of its own
+MIN_AREA = 0.5  # of a random crop, as a part of the image: small networks underfit, so the augmentation is mild
+MAX_STRETCH = 4 / 3
+
+
+@dataclass(frozen=True)
+class ImageFolder:
+    """Image files and their labels; the classes are the folder names in sorted order."""
+
+    classes: tuple[str, ...]
+    files: tuple[Path, ...]
+    labels: npt.NDArray[np.int64]
+
+    @classmethod
+    def scan(cls, root: Path) -> "ImageFolder":
+        """Read the names in `root`/<class>/<image>. Raises DataError for a folder that cannot be trained on."""
+        if not root.is_dir():
+            raise DataError(f"{root}: no such folder")
+        folders = sorted(path for path in root.glob("[!.]*") if path.is_dir())
+        if len(folders) < 2:
+            raise DataError(f"{root}: holds {len(folders)} class folders, at least 2 are needed")
+        files = [image.files_in(folder) for folder in folders]
+        for folder, found in zip(folders, files, strict=True):
+            if not found:
+                raise DataError(f"{folder}: holds no images ({', '.join(sorted(image.SUFFIXES))})")
+        labels = np.repeat(np.arange(len(folders)), [len(found) for found in files])
+        return cls(tuple(folder.name for folder in folders), tuple(path for found in files for path in found), labels)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def fingerprint(self) -> str:
+        """The same for folders of the same classes and file names, wherever they lie."""
+        names = "\n".join(f"{path.parent.name}/{path.name}" for path in self.files)
+        return hashlib.sha256(names.encode("utf-8", "surrogateescape")).hexdigest()
+
+    def typical_side(self, sample: int = 99) -> int:
+        """The median short side, in pixels, of images spread over the folder."""
+        chosen = self.files[:: max(1, len(self) // sample)]
+        return int(np.median([min(image.decode(path).size) for path in chosen]))
+
+    def hold_out(self, fraction: float) -> tuple["ImageFolder", "ImageFolder"]:
+        """(to train on, to measure on): the last `fraction` of each class's files, at least one, is set aside. Raises DataError."""
+        counts = np.bincount(self.labels, minlength=len(self.classes))
+        place = np.arange(len(self)) - (np.cumsum(counts) - counts)[self.labels]  # of each file in its class
+        kept = counts - np.maximum(1, np.round(fraction * counts).astype(int))
+        if kept.min() < 1:
+            name = self.classes[int(kept.argmin())]
+            raise DataError(
+                f"class {name!r} has {counts[kept.argmin()]} images: too few to set some aside and train on the others"
+            )
+        held = place >= kept[self.labels]
+        return self.select(np.flatnonzero(~held)), self.select(np.flatnonzero(held))
+
+    def select(self, indices: npt.NDArray[np.int64]) -> "ImageFolder":
+        """The files at the given places, with all classes."""
+        return ImageFolder(self.classes, tuple(self.files[i] for i in indices), self.labels[indices])
+
+
+def training_batches(
+    folder: ImageFolder, preprocess: image.Preprocess, batch: int, seed: int, epoch: int, start: int = 0
+) -> Iterator[Batch]:
+    """The shuffled, augmented batches of an epoch from number `start` on, each of `batch` images (what is left over is left out)."""
+    order = np.random.default_rng((seed, ORDER, epoch)).permutation(len(folder))
+    groups = [order[i * batch : (i + 1) * batch] for i in range(start, len(folder) // batch)]
+
+    def crop(index: int) -> Image.Image:
+        rng = np.random.default_rng((seed, CROP, epoch, index))
+        return random_crop(image.decode(folder.files[index]), preprocess.crop, rng)
+
+    return ahead(partial(load, folder, preprocess, indices, crop) for indices in groups)
+
+
+def measuring_batches(folder: ImageFolder, preprocess: image.Preprocess, batch: int) -> Iterator[Batch]:
+    """All images in order, prepared as `classify` prepares them."""
+    groups = [np.arange(i, min(i + batch, len(folder))) for i in range(0, len(folder), batch)]
+
+    def crop(index: int) -> Image.Image:
+        return image.crop(image.decode(folder.files[index]), preprocess)
+
+    return ahead(partial(load, folder, preprocess, indices, crop) for indices in groups)
+
+
+def load(
+    folder: ImageFolder, preprocess: image.Preprocess, indices: npt.NDArray[np.int64], crop: Callable[[int], Image.Image]
+) -> Batch:
+    """The images at the given places, cropped by `crop` and normalised, and their labels."""
+    pixels = np.stack([np.asarray(crop(int(index))) for index in indices])
+    return image.normalise(pixels, preprocess), folder.labels[indices]
+
+
+def random_crop(picture: Image.Image, size: int, rng: np.random.Generator) -> Image.Image:
+    """A part of the image, of MIN_AREA to all of it and a little out of square, as size x size pixels, mirrored half the time."""
+    area, aspect = rng.uniform(MIN_AREA, 1), math.exp(rng.uniform(-1, 1) * math.log(MAX_STRETCH))
+    width = min(picture.width, math.sqrt(area * aspect * picture.width * picture.height))
+    height = min(picture.height, math.sqrt(area / aspect * picture.width * picture.height))
+    left, top = rng.uniform(0, picture.width - width), rng.uniform(0, picture.height - height)
+    picture = picture.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, left + width, top + height))
+    return picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else picture
+
+
+def ahead(jobs: Iterable[Callable[[], T]]) -> Iterator[T]:
+    """The results of the jobs, in order, the next two made by a thread while the caller works."""
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        pending: deque = deque()
+        try:
+            for job in jobs:
+                pending.append(pool.submit(job))
+                if len(pending) > 2:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()

@@ -1,0 +1,61 @@
+"""A step of training: forward, backward, and stochastic gradient descent with momentum, as both papers train.
+
+    g = dloss/dw + decay w        v = momentum v + g        w = w - rate v
+The decay is for weights of more than one axis: filters, and the classifier's matrix.
+"""
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from .backends.numba import Numba
+from .backends.tape import Tape
+from .data import Batch
+from .nets import Net
+from .ops import loss
+from .ops.loss import Labels
+from .types import Array, Params
+
+MOMENTUM = 0.9
+
+
+class Trainer:
+    """A network, its parameters, which `step` moves in place, and their velocities."""
+
+    def __init__(self, net: Net, params: Params, decay: float = 4e-5, smoothing: float = 0.1) -> None:
+        self.net, self.params, self.decay, self.smoothing = net, params, decay, smoothing
+        self.velocity: Params = {}
+
+    def step(self, images: Array, labels: Labels, rate: float) -> tuple[float, int]:
+        """One step on images (N, H, W, 3). Returns the mean loss before it, and how many images were named rightly."""
+        tape = Tape(Numba(self.params, training=True))
+        logits = self.net(tape, images)
+        value = loss.forward(logits, labels, self.smoothing)
+        gradients, _ = tape.backward(logits, loss.backward(logits, labels, self.smoothing))
+        for name, gradient in gradients.items():
+            weight = self.params[name]
+            velocity = self.velocity.setdefault(name, np.zeros_like(weight))
+            velocity *= np.float32(MOMENTUM)
+            velocity += gradient + np.float32(self.decay) * weight if weight.ndim > 1 else gradient
+            weight -= np.float32(rate) * velocity
+        return value, int((logits.argmax(axis=1) == labels).sum())
+
+    def measure(self, batches: Iterable[Batch]) -> tuple[float, float]:
+        """(mean loss without smoothing, accuracy) with the running statistics."""
+        total, right, seen = 0.0, 0, 0
+        for images, labels in batches:
+            logits = self.net(Numba(self.params), images)
+            total += loss.forward(logits, labels) * len(labels)
+            right += int((logits.argmax(axis=1) == labels).sum())
+            seen += len(labels)
+        return total / seen, right / seen
+
+    def finite(self) -> bool:
+        """Whether every parameter is a number still."""
+        return all(np.isfinite(value).all() for value in self.params.values())
+
+
+def learning_rate(step: int, steps: int, steps_per_epoch: int, highest: float) -> float:
+    """Up from 0 over an epoch, or a tenth of a short run, then down to 0: both linear."""
+    warmup = max(1, min(steps_per_epoch, steps // 10))
+    return highest * min((step + 1) / warmup, (steps - step) / max(1, steps - warmup))

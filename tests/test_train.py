@@ -1,0 +1,283 @@
+"""Training: the losses of a PyTorch run, what can be learnt, and what a run survives."""
+
+import csv
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from golden import make_losses
+from PIL import Image
+
+from pyshuffle import cli, sgd, train, weights
+from pyshuffle.errors import TrainingError
+from pyshuffle.image import Preprocess
+from pyshuffle.init import initialise
+from pyshuffle.nets import ShuffleNetV2
+
+SMALL = ("--arch", "v2", "--width", "0.33", "--size", "32", "--batch", "8", "--hold-out", "0.2")
+
+
+@pytest.fixture
+def images(tmp_path):
+    """Three classes of ten images each, every class with a colour of its own under noise."""
+    rng = np.random.default_rng(0)
+    for k, name in enumerate("abc"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for i in range(10):
+            pixels = rng.integers(0, 128, (36, 32, 3), np.uint8)
+            pixels[..., k] += 100
+            Image.fromarray(pixels).save(tmp_path / "images" / name / f"{i}.png")
+    return tmp_path / "images"
+
+
+def run(*arguments) -> int:
+    """The exit code of the command line."""
+    try:
+        return cli.run(train.main, [str(argument) for argument in arguments])
+    except SystemExit as stop:  # an option that there is not
+        return stop.code
+
+
+def arrays(path) -> dict:
+    with np.load(path) as file:
+        return dict(file)
+
+
+def assert_same_weights(a, b) -> None:
+    """To the bit, velocities included."""
+    first, second = (train.read_state(folder / "state.npz")[2] for folder in (a, b))
+    assert first.keys() == second.keys()
+    for name, array in first.items():
+        np.testing.assert_array_equal(array, second[name], err_msg=name)
+
+
+def test_the_first_losses_are_those_of_a_pytorch_run():
+    trainer = sgd.Trainer(make_losses.NET, make_losses.start(), make_losses.DECAY, make_losses.SMOOTHING)
+    golden = np.load(make_losses.LOSSES)["losses"]
+    losses = [trainer.step(*batch, rate)[0] for batch, rate in zip(make_losses.batches(), make_losses.RATES, strict=True)]
+    np.testing.assert_allclose(losses, golden, rtol=1e-3)
+
+
+def test_64_images_are_memorised():
+    rng = np.random.default_rng(0)
+    images, labels = rng.standard_normal((64, 32, 32, 3)).astype(np.float32), np.arange(64) % 4
+    net = ShuffleNetV2(0.33, classes=4)
+    trainer = sgd.Trainer(net, initialise(net), smoothing=0.0)
+    for epoch in range(60):
+        for batch in np.split(rng.permutation(64), 2):
+            trainer.step(images[batch], labels[batch], rate=0.05 * (1 - epoch / 60))
+    assert trainer.measure([(images, labels)])[1] == 1.0
+
+
+def test_only_weights_of_more_than_one_axis_decay():
+    net = ShuffleNetV2(0.33, classes=2, bias=True)
+    moved = {}
+    for decay in (0.0, 0.1):
+        trainer = sgd.Trainer(net, initialise(net), decay)
+        trainer.step(np.ones((2, 32, 32, 3), np.float32), np.array([0, 1]), rate=0.1)
+        moved[decay] = trainer.params
+    start = initialise(net)
+    for name, value in start.items():
+        expected = moved[0.0][name] - (0.1 * 0.1 * value if value.ndim > 1 else 0)
+        np.testing.assert_allclose(moved[0.1][name], expected, rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+def test_the_learning_rate_rises_over_an_epoch_and_falls_to_nothing():
+    rates = [sgd.learning_rate(step, 100, 5, 0.2) for step in range(100)]
+    np.testing.assert_allclose(rates[:6], [0.04, 0.08, 0.12, 0.16, 0.2, 0.2])
+    np.testing.assert_allclose(np.diff(rates[5:]), -0.2 / 95)
+    assert rates[-1] == pytest.approx(0.2 / 95)
+    assert max(sgd.learning_rate(step, 20, 20, 0.2) for step in range(20)) == pytest.approx(0.2)
+
+
+def test_a_run_leaves_curves_and_weights_that_classify_can_use(images, tmp_path, capsys):
+    out, labels = tmp_path / "run", tmp_path / "labels.txt"
+    labels.write_text("red\ngreen\nblue\n")
+    assert run(images, *SMALL, "--epochs", 6, "--rate", 8, "--labels", labels, "--out", out) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("24 images to train on, 6 held out, 3 classes\n")
+    assert "epoch 6/6  loss " in printed
+    with (out / "log.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == list("123456")
+    assert tuple(rows[0]) == train.COLUMNS
+    assert float(rows[-1]["loss"]) < float(rows[0]["loss"])
+    checkpoint = weights.load(out / "weights.npz")
+    assert checkpoint.labels == ("red", "green", "blue")
+    assert checkpoint.net == ShuffleNetV2(0.33, classes=3)
+    assert checkpoint.preprocess == Preprocess(resize=32, crop=32)
+
+
+def test_weights_trained_on_enlarged_images_say_so(images, tmp_path):
+    assert run(images, *SMALL, "--size", 64, "--epochs", 1, "--out", tmp_path / "run") == 0
+    assert weights.load(tmp_path / "run" / "weights.npz").preprocess == Preprocess(resize=64, crop=64, detail=32)
+
+
+def test_a_killed_run_that_is_resumed_ends_with_the_same_bits(images, tmp_path):
+    arguments = (images, *SMALL, "--epochs", 20, "--save-every", 0)
+    assert run(*arguments, "--out", tmp_path / "whole") == 0
+    out = tmp_path / "killed"
+    delays = np.random.default_rng(0).uniform(0, 0.5, 3)
+    for delay in delays:
+        command = ("--resume", out, "--save-every", 0) if out.exists() else (*arguments, "--out", out)
+        before = (out / "state.npz").stat().st_mtime_ns if out.exists() else 0
+        process = subprocess.Popen([sys.executable, "-m", "pyshuffle.train", *map(str, command)], stdout=subprocess.DEVNULL)
+        while not (out / "state.npz").exists() or (out / "state.npz").stat().st_mtime_ns == before:
+            assert process.poll() is None, "the run ended before it saved anything"
+            time.sleep(0.01)
+        time.sleep(delay)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        train.read_state(out / "state.npz")
+    assert run("--resume", out) == 0
+    assert_same_weights(tmp_path / "whole", out)
+    whole, killed = (weights.load(folder / "weights.npz").params for folder in (tmp_path / "whole", out))
+    for name, array in whole.items():
+        np.testing.assert_array_equal(array, killed[name], err_msg=f"{name}, killed after {delays} s")
+
+
+def test_an_interrupted_run_saves_and_says_how_to_go_on(images, tmp_path, capsys, monkeypatch):
+    arguments = (images, *SMALL, "--epochs", 3)
+    assert run(*arguments, "--out", tmp_path / "whole") == 0
+    report = train.Run.report
+
+    def interrupt(self, epoch):
+        report(self, epoch)
+        if self.progress.step == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Run, "report", interrupt)
+        assert run(*arguments, "--out", tmp_path / "stopped") == 130
+    assert f"stopped after step 4; go on with --resume {tmp_path / 'stopped'}" in capsys.readouterr().out
+    assert run("--resume", tmp_path / "stopped") == 0
+    assert_same_weights(tmp_path / "whole", tmp_path / "stopped")
+
+
+def test_a_run_can_start_from_weights(images, tmp_path, capsys):
+    """At a rate of 0 the weights stay what they were."""
+    assert run(images, *SMALL, "--epochs", 1, "--out", tmp_path / "first") == 0
+    start = ("--start-from", tmp_path / "first" / "weights.npz")
+    assert run(images, *SMALL, "--epochs", 1, "--rate", 0, *start, "--out", tmp_path / "second") == 0
+    first, second = (weights.load(tmp_path / name / "weights.npz").params for name in ("first", "second"))
+    assert all((first[name] == second[name]).all() for name in first if "running" not in name)
+    assert run(images, *SMALL, "--width", 0.5, *start, "--out", tmp_path / "third") == 2
+    assert "weights.npz holds ShuffleNetV2(width=0.33" in capsys.readouterr().err
+
+
+def curves(out):
+    """The columns of the log that hold no time."""
+    with (out / "log.csv").open(newline="") as file:
+        return [row[:-2] for row in csv.reader(file)]
+
+
+@pytest.mark.parametrize("last", [3, 9], ids=["of an epoch", "of the run"])
+def test_stopping_after_a_last_step_loses_no_line_of_the_curves(last, images, tmp_path, monkeypatch):
+    arguments = (images, *SMALL, "--epochs", 3)
+    assert run(*arguments, "--out", tmp_path / "whole") == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Run, "report", lambda self, _: setattr(self, "stopping", self.progress.step == last))
+        assert run(*arguments, "--out", tmp_path / "stopped") == 130
+    assert run("--resume", tmp_path / "stopped") == 0
+    assert curves(tmp_path / "stopped") == curves(tmp_path / "whole")
+    assert len(curves(tmp_path / "whole")) == 4
+
+
+def test_a_resumed_run_keeps_its_settings(images, tmp_path, capsys):
+    assert run(images, *SMALL, "--epochs", 1, "--out", tmp_path / "run") == 0
+    assert run("--resume", tmp_path / "run", "--batch", 4) == 2
+    assert "is a run with batch=8: it cannot be resumed with batch=4" in capsys.readouterr().err
+    assert run("--resume", tmp_path / "run", "--width", 0.5) == 2
+    assert "width=0.33: it cannot be resumed with width=0.5" in capsys.readouterr().err
+    assert run(images, "--resume", tmp_path / "run", "--batch", 8) == 0
+    assert run("--resume", tmp_path / "run", "--labels", "names.txt") == 2
+    assert "without --labels, --start-from and --out" in capsys.readouterr().err
+    (images / "a" / "0.png").rename(images / "a" / "zero.png")
+    assert run("--resume", tmp_path / "run") == 2
+    assert f"the images in {images} are not those that the run" in capsys.readouterr().err
+
+
+def test_a_run_is_not_overwritten(images, tmp_path, capsys):
+    assert run(images, *SMALL, "--epochs", 1, "--out", tmp_path / "run") == 0
+    before = (tmp_path / "run" / "state.npz").read_bytes()
+    assert run(images, *SMALL, "--epochs", 1, "--out", tmp_path / "run") == 2
+    assert "holds a run already" in capsys.readouterr().err
+    assert (tmp_path / "run" / "state.npz").read_bytes() == before
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_state(images, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert run(images, *SMALL, "--epochs", 50, "--rate", 1e30, "--save-every", 0, "--out", out) == 2
+    error = capsys.readouterr().err
+    assert "not finite after step" in error or "the loss is nan" in error
+    assert f"the last good state is {out / 'state.npz'}" in error
+    assert error.count("\n") == 1
+    assert all(np.isfinite(array).all() for array in train.read_state(out / "state.npz")[2].values())
+
+
+def test_a_full_disk_stops_the_run_and_keeps_the_last_good_state(images, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "run"
+    assert run(images, *SMALL, "--epochs", 1, "--out", out) == 0
+    before = arrays(out / "state.npz")
+
+    def half_written(file, **_):
+        file.write(b"half a state")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(train.np, "savez", half_written)
+    assert run("--resume", out) == 2
+    assert "No space left on device" in capsys.readouterr().err
+    monkeypatch.undo()
+    after = arrays(out / "state.npz")
+    assert all((after[name] == before[name]).all() for name in before)
+    assert sorted(path.name for path in out.iterdir()) == ["log.csv", "state.npz", "weights.npz"]
+
+
+def test_weights_without_a_state_are_not_overwritten(images, tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "weights.npz").write_bytes(b"dear to somebody")
+    assert run(images, *SMALL, "--epochs", 1, "--out", tmp_path / "run") == 2
+    assert "holds a run already (weights.npz)" in capsys.readouterr().err
+    assert (tmp_path / "run" / "weights.npz").read_bytes() == b"dear to somebody"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "a folder of class folders is needed"),
+        (("nowhere",), "nowhere: no such folder"),
+        (("{images}", "--arch", "v9"), "there is no network 'v9': choose one of v1, v2"),
+        (("{images}", "--width", "0.7"), "v2 has no width 0.7: choose one of 0.25, 0.33, 0.5, 1.0, 1.5, 2.0"),
+        (("{images}", "--groups", "3"), "v2 has no setting 'groups'"),
+        (("{images}", "--arch", "v1", "--groups", "8", "--width", "0.25"), "choose one of 0.5, 1.0, 1.5, 2.0"),
+        (("{images}", "--size", "16"), "size=16 is less than 32"),
+        (("{images}", "--batch", "0"), "batch=0 is less than 1"),
+        (("{images}", "--save-every", "nan"), "save_every=nan is not in [0, inf)"),
+        (("{images}", "--classes", "3"), "unrecognized arguments: --classes 3"),
+        (("{images}", "--batch", "many"), "argument --batch: invalid int value: 'many'"),
+        (("{images}", "--rate", "nan"), "rate=nan is not in [0, inf)"),
+        (("{images}", "--labels", "{labels}"), "labels.txt: 2 labels for 3 classes"),
+        (("--resume", "nowhere"), "no such file, so there is no run to resume"),
+        (("--resume", "{broken}"), "not a state that can be resumed"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(arguments, message, images, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "labels.txt").write_text("one\ntwo\n")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "state.npz").write_bytes(b"PK\3\4 and no more")
+    places = {"images": images, "labels": tmp_path / "labels.txt", "broken": tmp_path / "broken"}
+    assert run(*(argument.format(**places) for argument in arguments)) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_settings_are_checked():
+    with pytest.raises(TrainingError, match=r"hold_out=1.0 is not in \[0, 1\)"):
+        train.Settings(net={}, data="", images="", labels=(), detail=0, hold_out=1.0)
