@@ -364,6 +364,13 @@ def test_a_gradient_must_have_the_shape_of_the_output(backend, name):
         backward(dy[:1], *case.arrays(backend.dtype))
 
 
+def test_the_gradients_of_a_split_must_be_its_halves(backend):
+    _, backward = backend.kind.functions["split"]
+    x, half = (np.zeros((1, 2, 2, channels), backend.dtype) for channels in (6, 2))
+    with pytest.raises(ShapeError, match=r"dy has shape \(1, 2, 2, 4\)"):
+        backward(half, half, x)
+
+
 # What the equations promise beyond their values ----------------------------------------------------------------------------------
 
 
@@ -482,6 +489,7 @@ def test_the_loss_of_sure_answers_is_finite(forward, backward):
     ("shape", "labels", "smoothing", "message"),
     [
         ((2, 3), [0], 0.0, r"logits \(2, 3\) and labels \(1,\) do not fit"),
+        ((0, 3), [], 0.0, r"logits \(0, 3\) and labels \(0,\) do not fit"),
         ((6,), [0], 0.0, r"logits \(6,\) and labels \(1,\) do not fit"),
         ((2, 3), [0, 3], 0.0, r"labels run from 0 to 3: they must lie in 0\.\.2"),
         ((2, 3), [-1, 2], 0.0, r"labels run from -1 to 2"),

@@ -80,7 +80,7 @@ def _run(logits: Array, labels: Labels, smoothing: float) -> tuple[float, Array]
 
 def check(logits: Array, labels: Labels, smoothing: float) -> None:
     """Raises ShapeError, naming the value and the rule."""
-    if logits.ndim != 2 or labels.shape != logits.shape[:1]:
+    if logits.ndim != 2 or 0 in logits.shape or labels.shape != logits.shape[:1]:
         raise ShapeError(f"logits {logits.shape} and labels {labels.shape} do not fit: (N, K) and (N,) are needed")
     if not (labels.min() >= 0 and labels.max() < logits.shape[1]):
         raise ShapeError(f"labels run from {labels.min()} to {labels.max()}: they must lie in 0..{logits.shape[1] - 1}")

@@ -37,7 +37,9 @@ def split_reference(x: Array) -> tuple[Array, Array]:
 
 
 def split_backward_reference(dleft: Array, dright: Array, x: Array) -> tuple[Array]:
-    return (concat_reference(dleft, dright),)
+    dx = concat_reference(dleft, dright)
+    check_gradient(dx, x.shape)
+    return (dx,)
 
 
 def concat_reference(a: Array, b: Array) -> Array:
@@ -99,7 +101,9 @@ def split(x: Array) -> tuple[Array, Array]:
 
 
 def split_backward(dleft: Array, dright: Array, x: Array) -> tuple[Array]:
-    return (concat(dleft, dright),)
+    dx = concat(dleft, dright)
+    check_gradient(dx, x.shape)
+    return (dx,)
 
 
 def concat(a: Array, b: Array) -> Array:
