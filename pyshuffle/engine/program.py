@@ -1,0 +1,173 @@
+"""A plan in the form that the engine runs: one row of numbers for each step, one for each piece of a step, and their data.
+
+A piece is what is computed with one set of weights in registers or in the nearest cache: for a dense step a *panel* of a few vectors
+of output channels, elsewhere a single vector. Addresses are in bytes and count from the begin of the arena, of `tables`, or of
+`weights`, so that a program can be used with any number of arenas.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..types import Array
+from .plan import DENSE, MAXIMUM, MEAN, OUTPUT, WINDOW, Layout, Plan, Step, Vector
+from .tiles import FLOAT, Machine
+
+# The columns of `Program.steps`. Units are the parts of a step that threads share out; the last four describe the buffer written.
+(KIND, FIRST, LAST, UNITS, PIXELS, WIDTH, STRIDE, RELU, TARGET, TARGET_ROW, TARGET_PIXEL, HALO) = range(12)
+# The columns of `Program.pieces`: those that every kind has, those of a dense step, those of the others.
+(ROWS, SOURCE, WEIGHTS, BIAS) = range(4)
+(VECTORS, TALL, COUNT, SOURCE_PIXELS, OFFSETS, TARGET_PIXELS, COLUMNS, RESIDUAL, RESIDUAL_PIXELS, RESIDUAL_COLUMNS) = range(4, 14)
+(SOURCE_ROW, SOURCE_PIXEL, SOURCE_HEIGHT, SOURCE_WIDTH, COLUMN) = range(4, 9)
+SLACK = 8192  # bytes behind arena and weights: vectors are read, and lines fetched, a little beyond the end
+
+
+@dataclass(frozen=True)
+class Program:
+    """What the engine runs."""
+
+    steps: npt.NDArray[np.int64]
+    pieces: npt.NDArray[np.int64]
+    tables: npt.NDArray[np.uint32]
+    weights: Array
+    arena: int  # bytes
+
+
+class Encoder:
+    """Collects the pieces of a plan and their data."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+        self.pieces: list[dict[int, int]] = []
+        self.tables: list[npt.NDArray[np.uint32]] = []
+        self.weights: list[Array] = []
+        self.places: dict[bytes, int] = {}
+        self.bytes = {"tables": 0, "weights": 0}
+
+    def table(self, entries: Any) -> int:
+        """The address of a table; of the one that is there already if there is."""
+        table = np.ascontiguousarray(entries, np.uint32).ravel()
+        key = table.tobytes()
+        if key not in self.places:
+            self.places[key] = self.add("tables", self.tables, table)
+        return self.places[key]
+
+    def values(self, values: Array) -> int:
+        """The address of weights or biases."""
+        return self.add("weights", self.weights, np.ascontiguousarray(values, np.float32).ravel())
+
+    def add(self, name: str, parts: list[Any], part: Any) -> int:
+        parts.append(part)
+        self.bytes[name] += part.nbytes
+        return self.bytes[name] - part.nbytes
+
+    def step(self, step: Step) -> list[int]:
+        """A row of `Program.steps`, after adding the step's pieces."""
+        first = len(self.pieces)
+        encode = {DENSE: self.dense, WINDOW: self.window, MAXIMUM: self.single, MEAN: self.single, OUTPUT: self.output}.get(step.kind)
+        if encode:
+            self.pieces += encode(step)
+        units = sum(piece[ROWS] for piece in self.pieces[first:])
+        what, layout = step.what, step.target.layout if step.target else Layout(1, 1, 0)
+        return [step.kind, first, len(self.pieces), units, layout.height * layout.width, layout.width, what.stride if what else 1,
+                bool(what and what.relu), step.target.offset if step.target else 0, layout.row, layout.pixel, layout.halo]  # fmt: skip
+
+    def dense(self, step: Step) -> Iterator[dict[int, int]]:
+        what, source, target = step.what, step.source, step.target.layout
+        groups, taps, inputs, outputs = what.weight.shape
+        height, width = what.size
+        here, margin = source.buffers[0].layout, what.kernel // 2
+        i, j = np.divmod(np.arange(height * width), width)
+        pixels = self.table(here.at(i * what.stride - margin, j * what.stride - margin) - here.at(-margin, -margin))
+        base = min(buffer.offset for buffer in source.buffers)
+        residual = what.residual
+        for group in range(groups):
+            places = [buffer.offset - base + column * FLOAT for buffer, column in source.places[group * inputs : (group + 1) * inputs]]
+            order = np.argsort(places)
+            tap_offsets = [here.at(u, v) - here.at(0, 0) for u in range(what.kernel) for v in range(what.kernel)]
+            offsets = self.table(np.add.outer(tap_offsets, np.take(places, order)))
+            weight = np.zeros((taps * inputs, groups * outputs))  # of the group's outputs, at their numbers
+            weight[:, group * outputs : (group + 1) * outputs] = what.weight[group][:, order].reshape(taps * inputs, outputs)
+            vectors = [vector for vector in step.vectors if vector.channels[0] // outputs == group]
+            for panel in panels(vectors, max(self.machine.heights)):
+                tall = self.machine.heights[len(panel)]
+                tall = tall if height * width >= tall else 1
+                piece = {
+                    ROWS: -(-height * width // tall),
+                    SOURCE: base + here.at(-margin, -margin),
+                    VECTORS: len(panel),
+                    TALL: tall,
+                    COUNT: taps * inputs,
+                    WEIGHTS: self.values(self.spread(weight, panel)),
+                    SOURCE_PIXELS: pixels,
+                    OFFSETS: offsets,
+                    BIAS: self.values(self.spread(what.bias, panel)),
+                    TARGET_PIXELS: self.table(target.at(i, j)),
+                    COLUMNS: self.table([vector.column * FLOAT for vector in panel]),
+                    RESIDUAL: -1,
+                }
+                if residual:
+                    shortcut, low = residual.buffers[0].layout, min(buffer.offset for buffer in residual.buffers)
+                    starts = [residual.places[vector.channels[0]] for vector in panel]
+                    piece[RESIDUAL] = low
+                    piece[RESIDUAL_PIXELS] = self.table(shortcut.at(i, j))
+                    piece[RESIDUAL_COLUMNS] = self.table([buffer.offset - low + column * FLOAT for buffer, column in starts])
+                yield piece
+
+    def spread(self, values: Array, panel: list[Vector]) -> Array:
+        """The channels (..., O) of a panel's vectors, side by side, zeros where a vector has fewer than its lanes."""
+        lanes = self.machine.lanes
+        out = np.zeros((*values.shape[:-1], len(panel) * lanes))
+        for v, vector in enumerate(panel):
+            out[..., v * lanes : v * lanes + len(vector.channels)] = values[..., vector.channels]
+        return out
+
+    def window(self, step: Step) -> Iterator[dict[int, int]]:
+        for piece, vector in zip(self.single(step), step.vectors, strict=True):
+            layout = step.source.places[vector.channels[0]][0].layout
+            piece[SOURCE] += layout.at(-1, -1) - layout.at(0, 0)
+            piece[WEIGHTS] = self.values(self.spread(step.what.weight, [vector]))
+            piece[BIAS] = self.values(self.spread(step.what.bias, [vector]))
+            yield piece
+
+    def single(self, step: Step) -> Iterator[dict[int, int]]:
+        """The pieces of a step that sees each channel alone."""
+        for vector in step.vectors:
+            buffer, column = step.source.places[vector.channels[0]]
+            layout = buffer.layout
+            yield {
+                ROWS: step.target.layout.height,
+                SOURCE: buffer.offset + layout.at(0, 0) + column * FLOAT,
+                SOURCE_ROW: layout.row,
+                SOURCE_PIXEL: layout.pixel,
+                SOURCE_HEIGHT: layout.height,
+                SOURCE_WIDTH: layout.width,
+                COLUMN: vector.column * FLOAT,
+            }
+
+    def output(self, step: Step) -> Iterator[dict[int, int]]:
+        """One piece: where each logit lies."""
+        yield {ROWS: 1, COUNT: len(step.source.places), OFFSETS: self.table([buffer.offset + column * FLOAT for buffer, column in step.source.places])}
+
+
+def panels(vectors: list[Vector], most: int) -> Iterator[list[Vector]]:
+    """Vectors of one group in panels of `most` or, so that all are nearly alike, fewer."""
+    count = -(-len(vectors) // most)
+    for panel in range(count):
+        yield vectors[panel * len(vectors) // count : (panel + 1) * len(vectors) // count]
+
+
+def encode(plan: Plan) -> Program:
+    """The plan as arrays."""
+    encoder = Encoder(plan.machine)
+    steps = np.array([encoder.step(step) for step in plan.steps], np.int64)
+    pieces = np.zeros((len(encoder.pieces), 14), np.int64)
+    for row, piece in zip(pieces, encoder.pieces, strict=True):
+        row[list(piece)] = list(piece.values())
+    weights = np.concatenate([*encoder.weights, np.zeros(SLACK // FLOAT)], dtype=np.float32)
+    return Program(steps, pieces, np.concatenate(encoder.tables), weights, plan.arena + SLACK)

@@ -1,0 +1,316 @@
+"""The one jitted loop that runs a program, and the model that a user calls.
+
+All of a call happens in compiled code that does not hold the interpreter: one thread leads, the others follow, and they meet after
+every step. Every number is computed whole by one thread, and in an order that does not depend on which one that is or on how many
+there are: so results are the same bits for any number of threads, and for any batch. Images of a batch are shared out whole while
+there are enough of them; the rest are worked on together.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections.abc import Sequence
+
+import numba
+import numpy as np
+
+from ..errors import ShapeError
+from ..nets import Net, check_size
+from ..ops.jit import helper
+from ..types import Array, Params
+from . import threads as team
+from .plan import DENSE, IMAGE, MAXIMUM, MEAN, OUTPUT, WINDOW, Plan
+from .program import (
+    BIAS, COLUMN, COLUMNS, COUNT, FIRST, HALO, KIND, LAST, OFFSETS, PIXELS, RELU, RESIDUAL, RESIDUAL_COLUMNS, RESIDUAL_PIXELS, ROWS,
+    SOURCE, SOURCE_HEIGHT, SOURCE_PIXEL, SOURCE_PIXELS, SOURCE_ROW, SOURCE_WIDTH, STRIDE, TALL, TARGET, TARGET_PIXEL, TARGET_PIXELS,
+    TARGET_ROW, UNITS, VECTORS, WEIGHTS, WIDTH, Program, encode,
+)  # fmt: skip
+from .threads import ASLEEP, BATCH, CLOSED, FAULT, IMAGES, LOGITS, WORD, announce, await_call, exchange, floats, functions, look, meet
+from .tiles import FLOAT, LINE, dense_tile, machine, maximum_tile, window_tile
+
+SMALL = np.float32(0)
+LEAST = np.float32(-np.inf)
+_machine = machine()
+LANES, RUN = _machine.lanes, _machine.run
+BY_ROWS = 4  # a step is shared out by rows where each thread gets so many of them: then it mostly reads what it wrote
+
+
+@helper
+def share(piece_rows, begin, units, thread, threads):
+    """The rows of a piece that are a thread's: by rows where there are many, else all pieces' rows in one line, `begin` on."""
+    if piece_rows >= BY_ROWS * threads:
+        return piece_rows * thread // threads, piece_rows * (thread + 1) // threads
+    return max(units * thread // threads - begin, 0), min(units * (thread + 1) // threads - begin, piece_rows)
+
+
+@helper
+def run_dense(step, piece, tables, weights, arena, low, first, last):
+    """Tiles first to last of a panel."""
+    tall, vectors, count = piece[TALL], piece[VECTORS], piece[COUNT]
+    residual = piece[RESIDUAL] + arena if piece[RESIDUAL] >= 0 else 0
+    panel = count * vectors * (LANES * FLOAT)
+    for tile in range(first, last):
+        pixel = min(tile * tall, step[PIXELS] - tall) * 4
+        arguments = (
+            arena + piece[SOURCE], tables + piece[SOURCE_PIXELS] + pixel, tables + piece[OFFSETS], count, weights + piece[WEIGHTS],
+            weights + piece[BIAS], weights + piece[WEIGHTS] + panel + tile % vectors * count * LINE, arena + step[TARGET],
+            tables + piece[TARGET_PIXELS] + pixel, tables + piece[COLUMNS], residual, tables + piece[RESIDUAL_PIXELS] + pixel,
+            tables + piece[RESIDUAL_COLUMNS], low,
+        )  # fmt: skip
+        if tall > 1:
+            if vectors == 4:
+                dense_tile(4, False, arguments)
+            elif vectors == 3:
+                dense_tile(3, False, arguments)
+            elif vectors == 2:
+                dense_tile(2, False, arguments)
+            else:
+                dense_tile(1, False, arguments)
+        elif vectors == 4:
+            dense_tile(4, True, arguments)
+        elif vectors == 3:
+            dense_tile(3, True, arguments)
+        elif vectors == 2:
+            dense_tile(2, True, arguments)
+        else:
+            dense_tile(1, True, arguments)
+
+
+@helper
+def run_window(step, piece, weights, arena, low, row):
+    """A row of a vector of channels, in tiles of RUN pixels; the last tile is moved back to end where the row does."""
+    stride, width = step[STRIDE], step[WIDTH]
+    source = arena + piece[SOURCE] + row * stride * piece[SOURCE_ROW]
+    target = arena + target_of(step, piece, row)
+    w, bias = weights + piece[WEIGHTS], weights + piece[BIAS]
+    tall = RUN if width >= RUN else 1
+    for part in range(1 if width % tall == 0 else 2):
+        column = part * (width - tall)
+        count = 1 if part else width // tall
+        arguments = (
+            source + column * stride * piece[SOURCE_PIXEL], piece[SOURCE_ROW], piece[SOURCE_PIXEL], w, bias,
+            target + column * step[TARGET_PIXEL], step[TARGET_PIXEL], count, low,
+        )  # fmt: skip
+        if stride == 1:
+            if tall > 1:
+                window_tile(1, False, arguments)
+            else:
+                window_tile(1, True, arguments)
+        elif tall > 1:
+            window_tile(2, False, arguments)
+        else:
+            window_tile(2, True, arguments)
+
+
+@helper
+def run_maximum(step, piece, arena, row):
+    """A row of a vector of channels."""
+    last = piece[SOURCE_HEIGHT] - 1
+    source, middle = arena + piece[SOURCE], 2 * row
+    rows = piece[SOURCE_ROW]
+    above, below = max(middle - 1, 0) * rows, min(middle + 1, last) * rows
+    pixel = piece[SOURCE_PIXEL]
+    maximum_tile((
+        source + above, source + middle * rows, source + below, pixel, (piece[SOURCE_WIDTH] - 1) * pixel,
+        arena + target_of(step, piece, row), step[TARGET_PIXEL], step[WIDTH],
+    ))  # fmt: skip
+
+
+@helper
+def target_of(step, piece, row):
+    """Where the first pixel of a row of the output lies, from the arena's begin."""
+    halo = step[HALO] * (step[TARGET_ROW] + step[TARGET_PIXEL])
+    return step[TARGET] + halo + row * step[TARGET_ROW] + piece[COLUMN]
+
+
+@helper
+def run_mean(step, piece, arena):
+    """The mean of one vector of channels."""
+    height, width = piece[SOURCE_HEIGHT], piece[SOURCE_WIDTH]
+    at = target_of(step, piece, 0) // FLOAT
+    target = arena[at : at + LANES]
+    target[:] = 0
+    for i in range(height):
+        for j in range(width):
+            at = (piece[SOURCE] + i * piece[SOURCE_ROW] + j * piece[SOURCE_PIXEL]) // FLOAT
+            source = arena[at : at + LANES]
+            for k in range(LANES):
+                target[k] += source[k]
+    for k in range(LANES):
+        target[k] *= np.float32(1) / np.float32(height * width)
+
+
+@helper
+def run_image(step, arena, image, first, last):
+    """Copy rows of the image between the halo; the number of values that are not finite."""
+    length = step[WIDTH] * step[TARGET_PIXEL] // FLOAT
+    faults = 0
+    for row in range(first, last):
+        at = (step[TARGET] + step[HALO] * (step[TARGET_ROW] + step[TARGET_PIXEL]) + row * step[TARGET_ROW]) // FLOAT
+        source, target = image[row * length : (row + 1) * length], arena[at : at + length]
+        for k in range(length):
+            target[k] = source[k]
+            faults += not (source[k] - source[k] == 0)
+    return faults
+
+
+@helper
+def clear_halo(step, arena, height, thread, threads):
+    """Zeros around the map that a step writes."""
+    begin, row, pixel = step[TARGET] // FLOAT, step[TARGET_ROW] // FLOAT, step[TARGET_PIXEL] // FLOAT
+    for i in range((height + 2) * thread // threads, (height + 2) * (thread + 1) // threads):
+        at = begin + i * row
+        if i == 0 or i == height + 1:
+            arena[at : at + row] = 0
+        else:
+            arena[at : at + pixel] = 0
+            arena[at + row - pixel : at + row] = 0
+
+
+@helper
+def run_step(step, pieces, tables, weights, arena, image, logits, thread, threads):
+    """A thread's share of a step; the number of faults in the image."""
+    kind, height = step[KIND], step[PIXELS] // step[WIDTH]
+    memory = arena.ctypes.data
+    if step[HALO]:
+        clear_halo(step, arena, height, thread, threads)
+    if kind == IMAGE:
+        return run_image(step, arena, image, height * thread // threads, height * (thread + 1) // threads)
+    low, begin = SMALL if step[RELU] else LEAST, 0
+    for at in range(step[FIRST], step[LAST]):
+        piece = pieces[at]
+        first, last = share(piece[ROWS], begin, step[UNITS], thread, threads)
+        begin += piece[ROWS]
+        if kind == DENSE:
+            run_dense(step, piece, tables.ctypes.data, weights.ctypes.data, memory, low, first, last)
+        else:
+            for row in range(first, last):
+                if kind == WINDOW:
+                    run_window(step, piece, weights.ctypes.data, memory, low, row)
+                elif kind == MAXIMUM:
+                    run_maximum(step, piece, memory, row)
+                elif kind == MEAN:
+                    run_mean(step, piece, arena)
+                elif kind == OUTPUT:
+                    places = tables[piece[OFFSETS] // 4 :][: len(logits)]
+                    for k in range(len(logits)):
+                        logits[k] = arena[places[k] // FLOAT]
+    return 0
+
+
+@helper
+def run(steps, pieces, tables, weights, arenas, words, let_run, thread, threads):
+    """A thread's share of a call, whose arguments are among the shared words."""
+    count, length, classes = look(words, BATCH), steps[0, PIXELS] * 3, pieces[-1, COUNT]
+    images = numba.carray(floats(look(words, IMAGES)), (count, length))
+    logits = numba.carray(floats(look(words, LOGITS)), (count, classes))
+    whole, faults = count // threads * threads, 0  # of these images each thread takes every so-manieth
+    for n in range(thread, whole, threads):
+        for s in range(len(steps)):
+            faults += run_step(steps[s], pieces, tables, weights, arenas[thread], images[n], logits[n], 0, 1)
+    if faults:
+        exchange(words, FAULT, 1)
+    meet(words, threads, let_run)  # the first thread's memory becomes everybody's
+    for n in range(whole, count):
+        for s in range(len(steps)):
+            if run_step(steps[s], pieces, tables, weights, arenas[0], images[n], logits[n], thread, threads):
+                exchange(words, FAULT, 1)
+            meet(words, threads, let_run)
+
+
+@helper
+def work(steps, pieces, tables, weights, arenas, words, locks, take_lock, open_lock, let_run, worker):
+    """One call, led; or, for a worker from 0 on, a share of every call until the model is closed."""
+    threads = len(locks) + 1
+    if worker < 0:
+        announce(words, locks, open_lock)
+        if not look(words, CLOSED):
+            run(steps, pieces, tables, weights, arenas, words, let_run, 0, threads)
+        return
+    calls = 0
+    while True:
+        await_call(words, locks[worker], worker, calls, take_lock)
+        calls += 1
+        if look(words, CLOSED):
+            return
+        run(steps, pieces, tables, weights, arenas, words, let_run, worker + 1, threads)
+
+
+class Team:
+    """The memory and the workers of a model in one process."""
+
+    def __init__(self, program: Program, threads: int) -> None:
+        self.process = os.getpid()
+        self.words = np.zeros(ASLEEP + threads * WORD, np.int64)
+        self.locks = team.locks(threads - 1)
+        take_lock, open_lock, let_run = team.functions()
+        arenas = np.zeros((threads, program.arena // FLOAT), np.float32)
+        shared = (program.steps, program.pieces, program.tables, program.weights, arenas, self.words)
+        self.arguments = (*shared, np.array(self.locks, np.int64), take_lock, open_lock, let_run)
+        self.workers = [threading.Thread(target=work, args=(*self.arguments, n), daemon=True) for n in range(threads - 1)]
+        for worker in self.workers:
+            worker.start()
+
+    def close(self) -> None:
+        """End the workers, unless this is a forked child, which has none."""
+        if self.workers and os.getpid() == self.process:
+            self.words[CLOSED] = 1
+            work(*self.arguments, -1)
+            for worker in self.workers:
+                worker.join()
+        team.free(self.locks)
+
+
+class Model:
+    """A compiled network: `model(x) -> logits`.
+
+    x (N, H, W, 3) float32, any N, the H and W it was compiled for -> logits (N, classes), float32. Raises ShapeError for an array of
+    another shape or dtype and for one that holds a value that is not finite. Python threads that call it at once take turns.
+    """
+
+    def __init__(self, plan: Plan, threads: int) -> None:
+        self.plan, self.threads = plan, threads
+        self._program = encode(plan)
+        self._begin()
+
+    def _begin(self) -> None:
+        self._lock = threading.Lock()
+        self._team = Team(self._program, self.threads)
+        self._end = weakref.finalize(self, self._team.close)
+
+    def __call__(self, x: Array) -> Array:
+        height, width = self.plan.size
+        if x.dtype != np.float32 or x.ndim != 4 or x.shape[1:] != (height, width, 3) or not len(x):
+            raise ShapeError(f"x is {x.dtype} of shape {x.shape}: the model was compiled for float32 (N, {height}, {width}, 3)")
+        if os.getpid() != self._team.process:
+            self._begin()  # a forked child has the memory, but not the threads
+        x = np.ascontiguousarray(x)
+        logits = np.empty((len(x), int(self._program.pieces[-1, COUNT])), np.float32)
+        with self._lock:
+            words = self._team.words
+            words[FAULT], words[IMAGES], words[LOGITS], words[BATCH] = 0, x.ctypes.data, logits.ctypes.data, len(x)
+            work(*self._team.arguments, -1)
+            fault = words[FAULT]
+        if fault:
+            raise ShapeError("x holds a value that is not finite")
+        return logits
+
+
+def compile(net: Net, params: Params, input_shape: Sequence[int], threads: int | None = None) -> Model:
+    """The network with these parameters as a `Model`, for images of `input_shape`, (N, H, W, 3) or (H, W, 3), whatever N is.
+
+    threads: how many work on a call, the caller's among them; by default as many as numba would use (NUMBA_NUM_THREADS, or all
+    cores). Raises ShapeError for another shape, or fewer than one thread, ArchError for a size too small, WeightsError for parameters
+    of another network.
+    """
+    *_, height, width, channels = (0, 0, 0, *input_shape)
+    if len(input_shape) not in (3, 4) or channels != 3:
+        raise ShapeError(f"input_shape={tuple(input_shape)}: (N, H, W, 3) or (H, W, 3) is needed")
+    if threads is None:
+        threads = numba.config.NUMBA_NUM_THREADS
+    if threads < 1:
+        raise ShapeError(f"threads={threads}: at least 1 is needed")
+    check_size(min(height, width))
+    return Model(Plan(net, params, height, width, machine()), threads)

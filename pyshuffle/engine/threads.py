@@ -1,0 +1,170 @@
+"""Threads that work on one call together: the few atomic operations, a barrier, and workers that wait without burning a core.
+
+Between two calls a worker looks for the next one for a moment, and then sleeps on a lock; between two steps all threads meet at a
+barrier, where they spin and, after a while, let others run, so that more threads than cores still finish. No Python is involved, so
+neither Ctrl-C nor another thread that holds the interpreter can leave one of them behind.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from ..ops.jit import helper
+
+SPINS = 2000  # looks at a word, a pause between them, before others may run
+LOOKS = 4000  # of a worker at the word that announces a call, before it sleeps: a few tenths of a millisecond
+WORD = 8  # numbers: each shared word has a cache line to itself
+# The shared words: for the barrier, for the workers, the outcome of a call and its arguments; then, for each worker, if it sleeps.
+(ARRIVED, ROUND, CALL, CLOSED, FAULT, IMAGES, LOGITS, BATCH, ASLEEP) = range(0, 9 * WORD, WORD)
+
+I64 = ir.IntType(64)
+
+
+def _place(context: Any, builder: ir.IRBuilder, signature: Any, values: list[ir.Value]) -> ir.Value:
+    words = context.make_array(signature.args[0])(context, builder, values[0])
+    return builder.gep(words.data, [values[1]])
+
+
+@intrinsic
+def exchange(_typing: Any, words: Any, index: Any, value: Any) -> Any:
+    """words[index], and set it to value, at once."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, values: list[ir.Value]) -> ir.Value:
+        return builder.atomic_rmw("xchg", _place(context, builder, signature, values), values[2], "seq_cst")
+
+    return types.int64(words, types.int64, types.int64), generate
+
+
+@intrinsic
+def increase(_typing: Any, words: Any, index: Any) -> Any:
+    """words[index], and add one to it, at once."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, values: list[ir.Value]) -> ir.Value:
+        return builder.atomic_rmw("add", _place(context, builder, signature, values), I64(1), "seq_cst")
+
+    return types.int64(words, types.int64), generate
+
+
+@intrinsic
+def look(_typing: Any, words: Any, index: Any) -> Any:
+    """words[index] as another thread may just have set it, with all that it had written before."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, values: list[ir.Value]) -> ir.Value:
+        return builder.load_atomic(_place(context, builder, signature, values), "acquire", 8)
+
+    return types.int64(words, types.int64), generate
+
+
+@intrinsic
+def pause(_typing: Any) -> Any:
+    """Tell the processor that this is a spinning loop."""
+
+    def generate(context: Any, builder: ir.IRBuilder, _signature: Any, _values: Any) -> Any:
+        if any(name in builder.module.triple for name in ("x86", "i686", "amd64")):
+            builder.call(cgutils.get_or_insert_function(builder.module, ir.FunctionType(ir.VoidType(), []), "llvm.x86.sse2.pause"), [])
+        else:
+            kind = ir.FunctionType(ir.VoidType(), [ir.IntType(32)])
+            builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.aarch64.hint"), [ir.IntType(32)(1)])  # yield
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
+@intrinsic
+def floats(_typing: Any, address: Any) -> Any:
+    """A pointer to the floats at an address."""
+    kind = types.CPointer(types.float32)
+    return kind(types.int64), lambda context, builder, _, values: builder.inttoptr(values[0], context.get_value_type(kind))
+
+
+@intrinsic
+def call(_typing: Any, function: Any, argument: Any, flag: Any) -> Any:
+    """function(argument, flag), of an address: a C function that takes a pointer and an int, or less."""
+
+    def generate(context: Any, builder: ir.IRBuilder, _signature: Any, values: list[ir.Value]) -> Any:
+        kind = ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t, ir.IntType(32)])
+        pointer = builder.inttoptr(values[0], kind.as_pointer())
+        builder.call(pointer, [builder.inttoptr(values[1], cgutils.voidptr_t), builder.trunc(values[2], ir.IntType(32))])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), generate
+
+
+def _address(function: Any) -> int:
+    return ctypes.cast(function, ctypes.c_void_p).value or 0
+
+
+def locks(count: int) -> list[int]:
+    """So many of the interpreter's own locks, all taken: they work without the interpreter, wherever it does."""
+    allocate = ctypes.pythonapi.PyThread_allocate_lock
+    allocate.restype = ctypes.c_void_p
+    take = ctypes.pythonapi.PyThread_acquire_lock
+    take.argtypes = [ctypes.c_void_p, ctypes.c_int]
+    taken = [int(allocate()) for _ in range(count)]
+    for lock in taken:
+        take(lock, 1)
+    return taken
+
+
+def free(locks: list[int]) -> None:
+    """Give locks back to the system."""
+    give_back = ctypes.pythonapi.PyThread_free_lock
+    give_back.argtypes = [ctypes.c_void_p]
+    for lock in locks:
+        give_back(lock)
+
+
+def functions() -> tuple[int, int, int]:
+    """The addresses of three C functions: take a lock, open one, let other threads run."""
+    let_run = ctypes.windll.kernel32.SwitchToThread if os.name == "nt" else ctypes.CDLL(None).sched_yield  # type: ignore[attr-defined]
+    return _address(ctypes.pythonapi.PyThread_acquire_lock), _address(ctypes.pythonapi.PyThread_release_lock), _address(let_run)
+
+
+@helper
+def meet(words, threads, let_run):
+    """Wait until all threads have come here."""
+    if threads == 1:
+        return
+    now = look(words, ROUND)
+    if increase(words, ARRIVED) == threads - 1:
+        exchange(words, ARRIVED, 0)
+        increase(words, ROUND)
+        return
+    spins = 0
+    while look(words, ROUND) == now:
+        if spins < SPINS:
+            spins += 1
+            pause()
+        else:
+            call(let_run, 0, 0)
+
+
+@helper
+def announce(words, locks, open_lock):
+    """Begin a call: wake the workers."""
+    increase(words, CALL)
+    for worker in range(len(locks)):
+        if exchange(words, ASLEEP + worker * WORD, 0) == 1:
+            call(open_lock, locks[worker], 0)
+
+
+@helper
+def await_call(words, lock, worker, seen, take_lock):
+    """Wait until the call after the seen one has begun."""
+    looks = 0
+    while look(words, CALL) == seen:
+        if looks < LOOKS:
+            looks += 1
+            pause()
+            continue
+        exchange(words, ASLEEP + worker * WORD, 1)
+        if look(words, CALL) == seen or exchange(words, ASLEEP + worker * WORD, 0) == 0:
+            call(take_lock, lock, 1)  # somebody will open it
+        looks = 0

@@ -1,0 +1,332 @@
+"""The inner loops of the engine, written in the machine's own vectors: the one file in which a reader meets the processor.
+
+A vector register holds `lanes` floats (16 with AVX-512, 8 with AVX2, 4 with SSE or NEON), and one instruction, the fused
+multiply-add a * b + c, works on all lanes at once. A core starts two of them per cycle at best, each takes about four cycles, and
+loading an operand costs as much as multiplying it. So a fast loop keeps a rectangle of results, a *tile*, in registers: at least
+eight independent sums, and several products for every value loaded. Channels lie in the lanes (activations are channels last):
+
+                     vectors of output channels
+                  w[k, 0:16]  w[k, 16:32]  ...          for every k: load one row of weights, then for every pixel
+    pixel 0  a_0     sum          sum                   load one activation into all lanes (a broadcast), and
+    pixel 1  a_1     sum          sum                   multiply-add it to the pixel's row of sums
+    ...
+
+A tile may be as large as there are registers: the sums, one row of weights and one activation. One register too many, and the
+compiler spills sums to the stack in the innermost loop; tests/test_tiles.py reads the assembly and fails if it does.
+
+A loop written in Python cannot say "keep these in registers", so the tiles are emitted as LLVM instructions, by the functions below:
+`dense` for every convolution that mixes channels and for the linear layer, `window` for depthwise 3x3 and average pooling, `maximum`
+for max-pooling. LLVM translates them for whatever processor it finds; `Machine` says how many lanes and registers that one has.
+All addresses, strides and offsets are in bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import llvmlite.binding as llvm
+import numba
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+I32, I64, F32, VOID = ir.IntType(32), ir.IntType(64), ir.FloatType(), ir.VoidType()
+FLOAT = 4  # bytes
+LINE = 64  # bytes of a cache line
+PEAK_SUMS = 12  # independent sums that keep any processor busy, and that fit into its registers
+
+
+class Machine(NamedTuple):
+    """What a tile has to know of the processor."""
+
+    lanes: int  # floats in a vector register
+    registers: int  # vector registers
+
+    @property
+    def heights(self) -> dict[int, int]:
+        """The tiles of `dense`, vectors -> pixels. Seven divides the maps of a 224-pixel image: 56, 28, 14 and 7."""
+        return {1: 7, 2: 7, 3: 7, 4: 7 if self.lanes == 16 else 6} if self.registers == 32 else {1: 6, 2: 6}
+
+    @property
+    def run(self) -> int:
+        """Pixels side by side in a tile of `window`, which holds nine weights besides."""
+        return 7 if self.registers == 32 else 3
+
+
+def machine() -> Machine:
+    """The processor that numba compiles for: this one, unless NUMBA_CPU_NAME and NUMBA_CPU_FEATURES say otherwise."""
+    if not llvm.get_process_triple().startswith(("x86", "i686", "amd64")):
+        return Machine(lanes=4, registers=32)
+    named = numba.config.CPU_NAME is not None
+    features = numba.config.CPU_FEATURES or ("" if named else llvm.get_host_cpu_features().flatten())
+    has = set(features.split(","))
+    return Machine(16, 32) if "+avx512f" in has else Machine(8 if "+avx" in has else 4, 16)
+
+
+class Emitter:
+    """An LLVM instruction builder that knows vectors of the machine's width."""
+
+    def __init__(self, function: ir.Function, lanes: int) -> None:
+        self.module = function.module
+        self.build = ir.IRBuilder(function.append_basic_block("entry"))
+        self.lanes = lanes
+        self.vector = ir.VectorType(F32, lanes)
+        self.size = lanes * FLOAT
+
+    def load(self, address: ir.Value, kind: ir.Type, offset: int = 0) -> ir.Value:
+        """What lies `offset` bytes behind the address. Vectors need no alignment."""
+        return self.build.load(self.build.inttoptr(self.build.add(address, I64(offset)), kind.as_pointer()), align=FLOAT)
+
+    def vectors(self, address: ir.Value, count: int) -> list[ir.Value]:
+        """Vectors that lie one behind the other."""
+        return [self.load(address, self.vector, v * self.size) for v in range(count)]
+
+    def entry(self, table: ir.Value, index: int) -> ir.Value:
+        """table[index], of unsigned 32-bit numbers."""
+        return self.build.zext(self.load(table, I32, index * 4), I64)
+
+    def store(self, value: ir.Value, address: ir.Value) -> None:
+        self.build.store(value, self.build.inttoptr(address, self.vector.as_pointer()), align=FLOAT)
+
+    def everywhere(self, scalar: ir.Value) -> ir.Value:
+        """A scalar in all lanes."""
+        kind = ir.VectorType(scalar.type, self.lanes)
+        nothing, zeros = ir.Constant(kind, ir.Undefined), ir.Constant(ir.VectorType(I32, self.lanes), [0] * self.lanes)
+        return self.build.shuffle_vector(self.build.insert_element(nothing, scalar, I32(0)), nothing, zeros)
+
+    def multiply_add(self, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
+        """a b + c: one instruction where the machine has it, else two."""
+        return self.call(f"llvm.fmuladd.v{self.lanes}f32", self.vector, a, b, c)
+
+    def larger(self, a: ir.Value, b: ir.Value) -> ir.Value:
+        """max(a, b) lane by lane; b where it is not a number."""
+        return self.build.select(self.build.fcmp_ordered(">", a, b), a, b)
+
+    def prefetch(self, address: ir.Value) -> None:
+        """Ask for a cache line that will be read later."""
+        pointer = self.build.inttoptr(address, ir.IntType(8).as_pointer())
+        self.call("llvm.prefetch.p0", VOID, pointer, I32(0), I32(2), I32(1))  # a read, into L2, of data
+
+    def forget(self) -> None:
+        """An empty instruction that claims to change memory, so that what follows loads again what was loaded before."""
+        self.build.asm(ir.FunctionType(VOID, []), "", "~{memory}", [], side_effect=True)
+
+    def step(self, address: ir.Value, by: ir.Value) -> ir.Value:
+        """address + by, computed here and now: else LLVM keeps all the multiples of a stride in registers, more than there are."""
+        kind = ir.FunctionType(I64, [I64])
+        return self.build.asm(kind, "", "=r,0", [self.build.add(address, by)], side_effect=False)
+
+    def call(self, name: str, result: ir.Type, *arguments: ir.Value) -> ir.Value:
+        """An instruction that LLVM spells as a function."""
+        function = self.module.globals.get(name)
+        if function is None:
+            function = ir.Function(self.module, ir.FunctionType(result, [value.type for value in arguments]), name)
+        return self.build.call(function, arguments)
+
+    @contextmanager
+    def loop(self, count: ir.Value, begin: Sequence[ir.Value]) -> Iterator[tuple[list[ir.Value], list[ir.Value]]]:
+        """`count` rounds, at least one. Yields the values of this round and an empty list, to be filled with those of the next."""
+        before, body, after = self.build.block, *(self.build.append_basic_block(name) for name in ("loop", "after"))
+        self.build.branch(body)
+        self.build.position_at_end(body)
+        left, *now = [self.build.phi(value.type) for value in (count, *begin)]
+        following: list[ir.Value] = []
+        yield now, following
+        fewer = self.build.sub(left, I64(1))
+        for phi, first, then in zip((left, *now), (count, *begin), (fewer, *following), strict=True):
+            phi.add_incoming(first, before)
+            phi.add_incoming(then, self.build.block)
+        self.build.cbranch(self.build.icmp_unsigned("!=", fewer, I64(0)), body, after)
+        self.build.position_at_end(after)
+
+    def choose(
+        self, condition: ir.Value, yes: Callable[[], list[ir.Value]], no: Callable[[], list[ir.Value]]
+    ) -> list[ir.Value]:
+        """What `yes` emits and returns if the condition holds, and what `no` does if not."""
+        done, coming = self.build.append_basic_block("done"), []
+        blocks = [self.build.append_basic_block(name) for name in ("yes", "no")]
+        self.build.cbranch(condition, *blocks)
+        for block, emit in zip(blocks, (yes, no), strict=True):
+            self.build.position_at_end(block)
+            coming.append((emit(), self.build.block))
+            self.build.branch(done)
+        self.build.position_at_end(done)
+        merged = [self.build.phi(value.type) for value in coming[0][0]]
+        for values, block in coming:
+            for phi, value in zip(merged, values, strict=True):
+                phi.add_incoming(value, block)
+        return merged
+
+
+DENSE = (
+    "source source_pixels offsets count weights bias ahead target target_pixels columns "
+    "residual residual_pixels residual_columns low"
+).split()
+
+
+def dense(function: ir.Function, machine: Machine, vectors: int, pixels: int) -> None:
+    """out[m, n] = max(low, bias[n] + residual[m, n] + sum_k a[m, k] * w[k, n]) for a tile of pixels m and channels n.
+
+    a[m, k] lies at source + source_pixels[m] + offsets[k]. The table of offsets makes this one tile serve every layer: a 1x1
+    convolution lists the channels it reads, wherever split, concat and shuffle left them; a grouped one those of its group; a 3x3 one
+    its 9 C taps. A residual at address 0 is none; `ahead` are weights that will soon be needed.
+    """
+    e = Emitter(function, machine.lanes)
+    given = dict(zip(DENSE, function.args, strict=True))
+    tile = [(p, v) for p in range(pixels) for v in range(vectors)]
+    rows = [e.build.add(given["source"], e.entry(given["source_pixels"], p)) for p in range(pixels)]
+    bias = e.vectors(given["bias"], vectors)
+
+    def residual() -> list[ir.Value]:
+        columns = [e.entry(given["residual_columns"], v) for v in range(vectors)]
+        places = [e.build.add(given["residual"], e.entry(given["residual_pixels"], p)) for p in range(pixels)]
+        return [e.build.fadd(bias[v], e.load(e.build.add(places[p], columns[v]), e.vector)) for p, v in tile]
+
+    sums = e.choose(e.build.icmp_unsigned("!=", given["residual"], I64(0)), residual, lambda: bias * pixels)
+    spare = machine.registers - len(tile) - 1  # registers that sums and activation leave for weights
+    with e.loop(given["count"], [given["offsets"], given["weights"], given["ahead"], *sums]) as (now, following):
+        table, weights, line, *sums = now
+        following += [e.build.add(table, I64(4)), e.build.add(weights, I64(vectors * e.size)), e.build.add(line, I64(LINE))]
+        offset, w = e.entry(table, 0), e.vectors(weights, min(vectors, spare))
+        e.prefetch(line)
+        for p, v in tile:
+            if v == 0:
+                a = e.everywhere(e.load(e.build.add(rows[p], offset), F32))
+            if v == spare:  # one register too few: this vector stays in memory, and is loaded anew for each pixel
+                e.forget()
+                w = [*w[:spare], e.load(weights, e.vector, v * e.size)]
+            following.append(e.multiply_add(a, w[v], sums[p * vectors + v]))
+    bound = e.everywhere(given["low"])
+    columns = [e.entry(given["columns"], v) for v in range(vectors)]
+    outs = [e.build.add(given["target"], e.entry(given["target_pixels"], p)) for p in range(pixels)]
+    for (p, v), total in zip(tile, following[3:], strict=True):
+        e.store(e.larger(bound, total), e.build.add(outs[p], columns[v]))
+    e.build.ret_void()
+
+
+WINDOW = "source source_row source_pixel weights bias target target_pixel count low".split()
+
+
+def window(function: ir.Function, machine: Machine, stride: int, pixels: int) -> None:
+    """out[j] = max(low, bias + sum_{u, v} x[u, s j + v] * w[u, v]) on one vector of channels, for `count` tiles of a row of pixels j.
+
+    The nine weights stay in registers, and an input is loaded once for all the pixels of the tile in whose windows it lies.
+    """
+    e = Emitter(function, machine.lanes)
+    given = dict(zip(WINDOW, function.args, strict=True))
+    w, bound = e.vectors(given["weights"], 9), e.everywhere(given["low"])
+    with e.loop(given["count"], [given["source"], given["target"]]) as ((source, target), following):
+        sums, begin = [e.load(given["bias"], e.vector)] * pixels, source
+        for u in range(3):
+            x = begin
+            for column in range((pixels - 1) * stride + 3):
+                value = e.load(x, e.vector)
+                x = e.step(x, given["source_pixel"])
+                for p in range(pixels):
+                    v = column - p * stride
+                    if 0 <= v < 3:
+                        sums[p] = e.multiply_add(value, w[3 * u + v], sums[p])
+            begin = e.step(begin, given["source_row"])
+        for total in sums:
+            e.store(e.larger(bound, total), target)
+            target = e.step(target, given["target_pixel"])
+        following += [e.build.add(source, e.build.mul(given["source_pixel"], I64(pixels * stride))), target]
+    e.build.ret_void()
+
+
+MAXIMUM = "row0 row1 row2 pixel last target target_pixel count".split()
+
+
+def maximum(function: ir.Function, machine: Machine) -> None:
+    """out[j] = max_{u, v} x[u, 2j + v - 1] on one vector of channels, for a row of `count` pixels j.
+
+    row0, row1, row2: the rows x[0], x[1], x[2], of pixels of the given size up to `last`. A pixel outside the image is replaced by
+    its neighbour inside, which is in the window as well; the caller does so for rows.
+    """
+    e = Emitter(function, machine.lanes)
+    given = dict(zip(MAXIMUM, function.args, strict=True))
+    with e.loop(given["count"], [I64(0), given["target"]]) as ((column, target), following):
+        inside = e.build.icmp_unsigned("<", column, given["last"])
+        before = e.build.select(e.build.icmp_unsigned("!=", column, I64(0)), e.build.sub(column, given["pixel"]), column)
+        behind = e.build.select(inside, e.build.add(column, given["pixel"]), column)
+        pixels = [e.load(e.build.add(given[f"row{u}"], x), e.vector) for u in range(3) for x in (before, column, behind)]
+        largest = pixels[0]
+        for pixel in pixels[1:]:
+            largest = e.larger(largest, pixel)
+        e.store(largest, target)
+        following += [e.step(e.step(column, given["pixel"]), given["pixel"]), e.build.add(target, given["target_pixel"])]
+    e.build.ret_void()
+
+
+PEAK = "count target".split()
+
+
+def peak(function: ir.Function, machine: Machine) -> None:
+    """`count` rounds of independent multiply-adds and nothing else: the most that the processor can do."""
+    e = Emitter(function, machine.lanes)
+    given = dict(zip(PEAK, function.args, strict=True))
+    a, *sums = e.vectors(given["target"], 1 + PEAK_SUMS)
+    with e.loop(given["count"], sums) as (sums, following):
+        following += [e.multiply_add(a, a, total) for total in sums]
+    for total in following:
+        a = e.build.fadd(a, total)
+    e.store(a, given["target"])
+    e.build.ret_void()
+
+
+def emit(module: ir.Module, kind: Callable[..., None], machine: Machine, **shape: int) -> ir.Function:
+    """The tile of that kind and shape as a function of the module. It is not inlined: a tile wants all registers for itself."""
+    name = "_".join((kind.__name__, *map(str, shape.values())))
+    function = module.globals.get(name)
+    if function is None:
+        arguments = {dense: DENSE, window: WINDOW, maximum: MAXIMUM, peak: PEAK}[kind]
+        kinds = [F32 if argument == "low" else I64 for argument in arguments]
+        function = ir.Function(module, ir.FunctionType(VOID, kinds), name)
+        function.linkage = "internal"
+        function.attributes.add("noinline")
+        kind(function, machine, **shape)
+    return function
+
+
+def _call(context: Any, builder: ir.IRBuilder, kind: Callable[..., None], arguments: ir.Value, **shape: int) -> Any:
+    function = emit(builder.module, kind, machine(), **shape)
+    builder.call(function, [builder.extract_value(arguments, i) for i in range(len(function.args))])
+    return context.get_dummy_value()
+
+
+@intrinsic(prefer_literal=True)
+def dense_tile(_typing: Any, vectors: Any, lone: Any, arguments: Any) -> Any:
+    """`dense` on a tuple of its arguments: for as many pixels as the machine has for so many vectors, or for a lone one."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, values: list[ir.Value]) -> Any:
+        wide, one = (kind.literal_value for kind in signature.args[:2])
+        if wide not in machine().heights:
+            return context.get_dummy_value()  # no plan has panels so wide
+        return _call(context, builder, dense, values[2], vectors=wide, pixels=1 if one else machine().heights[wide])
+
+    return types.void(vectors, lone, arguments), generate
+
+
+@intrinsic(prefer_literal=True)
+def window_tile(_typing: Any, stride: Any, lone: Any, arguments: Any) -> Any:
+    """`window` on a tuple of its arguments: with tiles of as many pixels as the machine likes, or of a lone one."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, values: list[ir.Value]) -> Any:
+        step, one = (kind.literal_value for kind in signature.args[:2])
+        return _call(context, builder, window, values[2], stride=step, pixels=1 if one else machine().run)
+
+    return types.void(stride, lone, arguments), generate
+
+
+@intrinsic
+def maximum_tile(_typing: Any, arguments: Any) -> Any:
+    """`maximum` on a tuple of its arguments."""
+    return types.void(arguments), lambda context, builder, _, values: _call(context, builder, maximum, values[0])
+
+
+@intrinsic
+def peak_tile(_typing: Any, arguments: Any) -> Any:
+    """`peak` on a tuple of its arguments."""
+    return types.void(arguments), lambda context, builder, _, values: _call(context, builder, peak, values[0])
