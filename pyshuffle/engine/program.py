@@ -16,14 +16,16 @@ import numpy.typing as npt
 
 from ..types import Array
 from .plan import DENSE, MAXIMUM, MEAN, OUTPUT, WINDOW, Layout, Plan, Step, Vector
-from .tiles import FLOAT, Machine
+from .tiles import FLOAT, LINE, Machine
 
-# The columns of `Program.steps`. Units are the parts of a step that threads share out; the last four describe the buffer written.
-(KIND, FIRST, LAST, UNITS, PIXELS, WIDTH, STRIDE, RELU, TARGET, TARGET_ROW, TARGET_PIXEL, HALO) = range(12)
+# The columns of `Program.steps`. Units are what threads share out, all pieces' rows; the last four describe the buffer written, of
+# which TARGET is the first pixel.
+(KIND, FIRST, LAST, UNITS, CHUNKS, PIXELS, WIDTH, STRIDE, RELU, TARGET, TARGET_ROW, TARGET_PIXEL, HALO) = range(13)
 # The columns of `Program.pieces`: those that every kind has, those of a dense step, those of the others.
 (ROWS, SOURCE, WEIGHTS, BIAS) = range(4)
 (VECTORS, TALL, COUNT, SOURCE_PIXELS, OFFSETS, TARGET_PIXELS, COLUMNS, RESIDUAL, RESIDUAL_PIXELS, RESIDUAL_COLUMNS) = range(4, 14)
 (SOURCE_ROW, SOURCE_PIXEL, SOURCE_HEIGHT, SOURCE_WIDTH, COLUMN) = range(4, 9)
+NEAR = 24 * 1024  # bytes: most of the nearest cache, which has 32 KiB or more
 SLACK = 8192  # bytes behind arena and weights: vectors are read, and lines fetched, a little beyond the end
 
 
@@ -62,9 +64,11 @@ class Encoder:
         return self.add("weights", self.weights, np.ascontiguousarray(values, np.float32).ravel())
 
     def add(self, name: str, parts: list[Any], part: Any) -> int:
-        parts.append(part)
-        self.bytes[name] += part.nbytes
-        return self.bytes[name] - part.nbytes
+        """The address of a part, which begins with a cache line."""
+        begin = self.bytes[name]
+        parts.append(np.pad(part, (0, -part.size % (LINE // part.itemsize))))
+        self.bytes[name] += parts[-1].nbytes
+        return begin
 
     def step(self, step: Step) -> list[int]:
         """A row of `Program.steps`, after adding the step's pieces."""
@@ -72,10 +76,12 @@ class Encoder:
         encode = {DENSE: self.dense, WINDOW: self.window, MAXIMUM: self.single, MEAN: self.single, OUTPUT: self.output}.get(step.kind)
         if encode:
             self.pieces += encode(step)
-        units = sum(piece[ROWS] for piece in self.pieces[first:])
+        pieces = self.pieces[first:]
         what, layout = step.what, step.target.layout if step.target else Layout(1, 1, 0)
-        return [step.kind, first, len(self.pieces), units, layout.height * layout.width, layout.width, what.stride if what else 1,
-                bool(what and what.relu), step.target.offset if step.target else 0, layout.row, layout.pixel, layout.halo]  # fmt: skip
+        target = step.target.offset + layout.at(0, 0) if step.target else 0
+        return [step.kind, first, len(self.pieces), sum(piece[ROWS] for piece in pieces), chunks(step, pieces, self.machine.lanes),
+                layout.height * layout.width, layout.width, what.stride if what else 1, bool(what and what.relu),
+                target, layout.row, layout.pixel, layout.halo]  # fmt: skip
 
     def dense(self, step: Step) -> Iterator[dict[int, int]]:
         what, source, target = step.what, step.source, step.target.layout
@@ -107,7 +113,7 @@ class Encoder:
                     SOURCE_PIXELS: pixels,
                     OFFSETS: offsets,
                     BIAS: self.values(self.spread(what.bias, panel)),
-                    TARGET_PIXELS: self.table(target.at(i, j)),
+                    TARGET_PIXELS: self.table(target.at(i, j) - target.at(0, 0)),
                     COLUMNS: self.table([vector.column * FLOAT for vector in panel]),
                     RESIDUAL: -1,
                 }
@@ -155,6 +161,18 @@ class Encoder:
         yield {ROWS: 1, COUNT: len(step.source.places), OFFSETS: self.table([buffer.offset + column * FLOAT for buffer, column in step.source.places])}
 
 
+def chunks(step: Step, pieces: list[dict[int, int]], lanes: int) -> int:
+    """In how many parts all pieces of a step are computed, one part after the other, rather than one piece after the other.
+
+    The weights of small groups fit into the nearest cache together; then it is the maps that are to be read once.
+    """
+    if step.kind != DENSE or sum(piece[COUNT] * piece[VECTORS] * lanes * FLOAT for piece in pieces) > NEAR:
+        return 1
+    height, width = step.what.size
+    channels = len(step.source.places) + step.what.channels * (2 if step.what.residual else 1)
+    return max(1, height * width * channels * FLOAT // NEAR)
+
+
 def panels(vectors: list[Vector], most: int) -> Iterator[list[Vector]]:
     """Vectors of one group in panels of `most` or, so that all are nearly alike, fewer."""
     count = -(-len(vectors) // most)
@@ -169,5 +187,14 @@ def encode(plan: Plan) -> Program:
     pieces = np.zeros((len(encoder.pieces), 14), np.int64)
     for row, piece in zip(pieces, encoder.pieces, strict=True):
         row[list(piece)] = list(piece.values())
-    weights = np.concatenate([*encoder.weights, np.zeros(SLACK // FLOAT)], dtype=np.float32)
-    return Program(steps, pieces, np.concatenate(encoder.tables), weights, plan.arena + SLACK)
+    weights = aligned(encoder.bytes["weights"] + SLACK)
+    np.concatenate(encoder.weights, out=weights[: encoder.bytes["weights"] // FLOAT])
+    arena = -(-(plan.arena + SLACK) // LINE) * LINE
+    return Program(steps, pieces, np.concatenate(encoder.tables), weights, arena)
+
+
+def aligned(size: int) -> Array:
+    """So many bytes of zeros that begin with a cache line: a vector across two of them takes twice as long to load."""
+    raw = np.zeros(size // FLOAT + LINE // FLOAT, np.float32)
+    begin = -raw.ctypes.data % LINE // FLOAT
+    return raw[begin : begin + size // FLOAT]

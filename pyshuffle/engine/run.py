@@ -23,17 +23,17 @@ from ..types import Array, Params
 from . import threads as team
 from .plan import DENSE, IMAGE, MAXIMUM, MEAN, OUTPUT, WINDOW, Plan
 from .program import (
-    BIAS, COLUMN, COLUMNS, COUNT, FIRST, HALO, KIND, LAST, OFFSETS, PIXELS, RELU, RESIDUAL, RESIDUAL_COLUMNS, RESIDUAL_PIXELS, ROWS,
+    BIAS, CHUNKS, COLUMN, COLUMNS, COUNT, FIRST, HALO, KIND, LAST, OFFSETS, PIXELS, RELU, RESIDUAL, RESIDUAL_COLUMNS, RESIDUAL_PIXELS, ROWS,
     SOURCE, SOURCE_HEIGHT, SOURCE_PIXEL, SOURCE_PIXELS, SOURCE_ROW, SOURCE_WIDTH, STRIDE, TALL, TARGET, TARGET_PIXEL, TARGET_PIXELS,
-    TARGET_ROW, UNITS, VECTORS, WEIGHTS, WIDTH, Program, encode,
+    TARGET_ROW, UNITS, VECTORS, WEIGHTS, WIDTH, Program, aligned, encode,
 )  # fmt: skip
 from .threads import ASLEEP, BATCH, CLOSED, FAULT, IMAGES, LOGITS, WORD, announce, await_call, exchange, floats, functions, look, meet
-from .tiles import FLOAT, LINE, dense_tile, machine, maximum_tile, window_tile
+from .tiles import FLOAT, average_tile, dense_tile, machine, maximum_tile, window_tile
 
-SMALL = np.float32(0)
+ZERO = np.float32(0)
 LEAST = np.float32(-np.inf)
-_machine = machine()
-LANES, RUN = _machine.lanes, _machine.run
+EXPONENT = np.int32(0x7F800000)  # all of these bits are set in what is not finite
+RUN = machine().run
 BY_ROWS = 4  # a step is shared out by rows where each thread gets so many of them: then it mostly reads what it wrote
 
 
@@ -42,66 +42,57 @@ def share(piece_rows, begin, units, thread, threads):
     """The rows of a piece that are a thread's: by rows where there are many, else all pieces' rows in one line, `begin` on."""
     if piece_rows >= BY_ROWS * threads:
         return piece_rows * thread // threads, piece_rows * (thread + 1) // threads
-    return max(units * thread // threads - begin, 0), min(units * (thread + 1) // threads - begin, piece_rows)
+    return (
+        min(max(units * thread // threads - begin, 0), piece_rows),
+        min(max(units * (thread + 1) // threads - begin, 0), piece_rows),
+    )
 
 
 @helper
 def run_dense(step, piece, tables, weights, arena, low, first, last):
     """Tiles first to last of a panel."""
-    tall, vectors, count = piece[TALL], piece[VECTORS], piece[COUNT]
-    residual = piece[RESIDUAL] + arena if piece[RESIDUAL] >= 0 else 0
-    panel = count * vectors * (LANES * FLOAT)
-    for tile in range(first, last):
-        pixel = min(tile * tall, step[PIXELS] - tall) * 4
-        arguments = (
-            arena + piece[SOURCE], tables + piece[SOURCE_PIXELS] + pixel, tables + piece[OFFSETS], count, weights + piece[WEIGHTS],
-            weights + piece[BIAS], weights + piece[WEIGHTS] + panel + tile % vectors * count * LINE, arena + step[TARGET],
-            tables + piece[TARGET_PIXELS] + pixel, tables + piece[COLUMNS], residual, tables + piece[RESIDUAL_PIXELS] + pixel,
-            tables + piece[RESIDUAL_COLUMNS], low,
-        )  # fmt: skip
-        if tall > 1:
-            if vectors == 4:
-                dense_tile(4, False, arguments)
-            elif vectors == 3:
-                dense_tile(3, False, arguments)
-            elif vectors == 2:
-                dense_tile(2, False, arguments)
-            else:
-                dense_tile(1, False, arguments)
-        elif vectors == 4:
-            dense_tile(4, True, arguments)
+    vectors = piece[VECTORS]
+    arguments = (
+        first, last, step[PIXELS], arena + piece[SOURCE], tables + piece[SOURCE_PIXELS], tables + piece[OFFSETS], piece[COUNT],
+        weights + piece[WEIGHTS], weights + piece[BIAS], arena + step[TARGET], tables + piece[TARGET_PIXELS], tables + piece[COLUMNS],
+        piece[RESIDUAL] + arena if piece[RESIDUAL] >= 0 else 0, tables + piece[RESIDUAL_PIXELS], tables + piece[RESIDUAL_COLUMNS], low,
+    )  # fmt: skip
+    if piece[TALL] > 1:
+        if vectors == 4:
+            dense_tile(4, False, arguments)
         elif vectors == 3:
-            dense_tile(3, True, arguments)
+            dense_tile(3, False, arguments)
         elif vectors == 2:
-            dense_tile(2, True, arguments)
+            dense_tile(2, False, arguments)
         else:
-            dense_tile(1, True, arguments)
+            dense_tile(1, False, arguments)
+    elif vectors == 4:
+        dense_tile(4, True, arguments)
+    elif vectors == 3:
+        dense_tile(3, True, arguments)
+    elif vectors == 2:
+        dense_tile(2, True, arguments)
+    else:
+        dense_tile(1, True, arguments)
 
 
 @helper
-def run_window(step, piece, weights, arena, low, row):
-    """A row of a vector of channels, in tiles of RUN pixels; the last tile is moved back to end where the row does."""
-    stride, width = step[STRIDE], step[WIDTH]
-    source = arena + piece[SOURCE] + row * stride * piece[SOURCE_ROW]
-    target = arena + target_of(step, piece, row)
-    w, bias = weights + piece[WEIGHTS], weights + piece[BIAS]
-    tall = RUN if width >= RUN else 1
-    for part in range(1 if width % tall == 0 else 2):
-        column = part * (width - tall)
-        count = 1 if part else width // tall
-        arguments = (
-            source + column * stride * piece[SOURCE_PIXEL], piece[SOURCE_ROW], piece[SOURCE_PIXEL], w, bias,
-            target + column * step[TARGET_PIXEL], step[TARGET_PIXEL], count, low,
-        )  # fmt: skip
+def run_window(step, piece, weights, arena, low, first, last):
+    """Rows first to last of a vector of channels."""
+    stride, width, rows = step[STRIDE], step[WIDTH], piece[SOURCE_ROW]
+    arguments = (
+        arena + piece[SOURCE] + first * stride * rows, rows, piece[SOURCE_PIXEL], weights + piece[WEIGHTS], weights + piece[BIAS],
+        arena + step[TARGET] + piece[COLUMN] + first * step[TARGET_ROW], step[TARGET_ROW], step[TARGET_PIXEL], last - first, width, low,
+    )  # fmt: skip
+    if width >= RUN:
         if stride == 1:
-            if tall > 1:
-                window_tile(1, False, arguments)
-            else:
-                window_tile(1, True, arguments)
-        elif tall > 1:
-            window_tile(2, False, arguments)
+            window_tile(1, False, arguments)
         else:
-            window_tile(2, True, arguments)
+            window_tile(2, False, arguments)
+    elif stride == 1:
+        window_tile(1, True, arguments)
+    else:
+        window_tile(2, True, arguments)
 
 
 @helper
@@ -114,89 +105,78 @@ def run_maximum(step, piece, arena, row):
     pixel = piece[SOURCE_PIXEL]
     maximum_tile((
         source + above, source + middle * rows, source + below, pixel, (piece[SOURCE_WIDTH] - 1) * pixel,
-        arena + target_of(step, piece, row), step[TARGET_PIXEL], step[WIDTH],
+        arena + step[TARGET] + piece[COLUMN] + row * step[TARGET_ROW], step[TARGET_PIXEL], step[WIDTH],
     ))  # fmt: skip
 
 
 @helper
-def target_of(step, piece, row):
-    """Where the first pixel of a row of the output lies, from the arena's begin."""
-    halo = step[HALO] * (step[TARGET_ROW] + step[TARGET_PIXEL])
-    return step[TARGET] + halo + row * step[TARGET_ROW] + piece[COLUMN]
-
-
-@helper
-def run_mean(step, piece, arena):
+def run_mean(piece, arena, target):
     """The mean of one vector of channels."""
     height, width = piece[SOURCE_HEIGHT], piece[SOURCE_WIDTH]
-    at = target_of(step, piece, 0) // FLOAT
-    target = arena[at : at + LANES]
-    target[:] = 0
-    for i in range(height):
-        for j in range(width):
-            at = (piece[SOURCE] + i * piece[SOURCE_ROW] + j * piece[SOURCE_PIXEL]) // FLOAT
-            source = arena[at : at + LANES]
-            for k in range(LANES):
-                target[k] += source[k]
-    for k in range(LANES):
-        target[k] *= np.float32(1) / np.float32(height * width)
+    share = np.float32(1) / np.float32(height * width)
+    average_tile((arena + piece[SOURCE], piece[SOURCE_ROW], piece[SOURCE_PIXEL], height, width, share, target))
 
 
 @helper
 def run_image(step, arena, image, first, last):
-    """Copy rows of the image between the halo; the number of values that are not finite."""
+    """Copy rows of the image, as bits, into the halo; the number of values that are not finite."""
     length = step[WIDTH] * step[TARGET_PIXEL] // FLOAT
     faults = 0
     for row in range(first, last):
-        at = (step[TARGET] + step[HALO] * (step[TARGET_ROW] + step[TARGET_PIXEL]) + row * step[TARGET_ROW]) // FLOAT
+        at = (step[TARGET] + row * step[TARGET_ROW]) // FLOAT
         source, target = image[row * length : (row + 1) * length], arena[at : at + length]
         for k in range(length):
             target[k] = source[k]
-            faults += not (source[k] - source[k] == 0)
+            faults += (source[k] & EXPONENT) == EXPONENT
     return faults
 
 
 @helper
 def clear_halo(step, arena, height, thread, threads):
     """Zeros around the map that a step writes."""
-    begin, row, pixel = step[TARGET] // FLOAT, step[TARGET_ROW] // FLOAT, step[TARGET_PIXEL] // FLOAT
+    row, pixel = step[TARGET_ROW] // FLOAT, step[TARGET_PIXEL] // FLOAT
+    begin = step[TARGET] // FLOAT - row - pixel
     for i in range((height + 2) * thread // threads, (height + 2) * (thread + 1) // threads):
-        at = begin + i * row
+        line = arena[begin + i * row : begin + (i + 1) * row]
         if i == 0 or i == height + 1:
-            arena[at : at + row] = 0
+            line[:] = 0
         else:
-            arena[at : at + pixel] = 0
-            arena[at + row - pixel : at + row] = 0
+            line[:pixel] = 0
+            line[row - pixel :] = 0
 
 
 @helper
 def run_step(step, pieces, tables, weights, arena, image, logits, thread, threads):
     """A thread's share of a step; the number of faults in the image."""
     kind, height = step[KIND], step[PIXELS] // step[WIDTH]
-    memory = arena.ctypes.data
+    memory, low = arena.ctypes.data, ZERO if step[RELU] else LEAST
     if step[HALO]:
         clear_halo(step, arena, height, thread, threads)
     if kind == IMAGE:
-        return run_image(step, arena, image, height * thread // threads, height * (thread + 1) // threads)
-    low, begin = SMALL if step[RELU] else LEAST, 0
-    for at in range(step[FIRST], step[LAST]):
-        piece = pieces[at]
-        first, last = share(piece[ROWS], begin, step[UNITS], thread, threads)
-        begin += piece[ROWS]
-        if kind == DENSE:
-            run_dense(step, piece, tables.ctypes.data, weights.ctypes.data, memory, low, first, last)
-        else:
-            for row in range(first, last):
-                if kind == WINDOW:
-                    run_window(step, piece, weights.ctypes.data, memory, low, row)
-                elif kind == MAXIMUM:
+        return run_image(step, arena.view(np.int32), image.view(np.int32), height * thread // threads, height * (thread + 1) // threads)
+    for chunk in range(step[CHUNKS]):
+        begin = 0
+        for at in range(step[FIRST], step[LAST]):
+            piece = pieces[at]
+            first, last = share(piece[ROWS], begin, step[UNITS], thread, threads)
+            begin += piece[ROWS]
+            rows = last - first
+            first, last = first + rows * chunk // step[CHUNKS], first + rows * (chunk + 1) // step[CHUNKS]
+            if first >= last:
+                continue
+            if kind == DENSE:
+                run_dense(step, piece, tables.ctypes.data, weights.ctypes.data, memory, low, first, last)
+            elif kind == WINDOW:
+                run_window(step, piece, weights.ctypes.data, memory, low, first, last)
+            elif kind == MAXIMUM:
+                for row in range(first, last):
                     run_maximum(step, piece, memory, row)
-                elif kind == MEAN:
-                    run_mean(step, piece, arena)
-                elif kind == OUTPUT:
-                    places = tables[piece[OFFSETS] // 4 :][: len(logits)]
-                    for k in range(len(logits)):
-                        logits[k] = arena[places[k] // FLOAT]
+            elif kind == MEAN:
+                run_mean(piece, memory, memory + step[TARGET] + piece[COLUMN])
+            elif kind == OUTPUT:
+                places = tables[piece[OFFSETS] // 4 :][: len(logits)]
+                for k in range(len(logits)):
+                    logits[k] = arena[places[k] // FLOAT]
     return 0
 
 
@@ -246,7 +226,7 @@ class Team:
         self.words = np.zeros(ASLEEP + threads * WORD, np.int64)
         self.locks = team.locks(threads - 1)
         take_lock, open_lock, let_run = team.functions()
-        arenas = np.zeros((threads, program.arena // FLOAT), np.float32)
+        arenas = aligned(threads * program.arena).reshape(threads, -1)
         shared = (program.steps, program.pieces, program.tables, program.weights, arenas, self.words)
         self.arguments = (*shared, np.array(self.locks, np.int64), take_lock, open_lock, let_run)
         self.workers = [threading.Thread(target=work, args=(*self.arguments, n), daemon=True) for n in range(threads - 1)]

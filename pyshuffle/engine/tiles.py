@@ -16,7 +16,7 @@ compiler spills sums to the stack in the innermost loop; tests/test_tiles.py rea
 
 A loop written in Python cannot say "keep these in registers", so the tiles are emitted as LLVM instructions, by the functions below:
 `dense` for every convolution that mixes channels and for the linear layer, `window` for depthwise 3x3 and average pooling, `maximum`
-for max-pooling. LLVM translates them for whatever processor it finds; `Machine` says how many lanes and registers that one has.
+for max-pooling, `average` for the mean of a map. LLVM translates them for whatever processor it finds; `Machine` says how many lanes and registers that one has.
 All addresses, strides and offsets are in bytes.
 """
 
@@ -35,6 +35,7 @@ from numba.extending import intrinsic
 I32, I64, F32, VOID = ir.IntType(32), ir.IntType(64), ir.FloatType(), ir.VoidType()
 FLOAT = 4  # bytes
 LINE = 64  # bytes of a cache line
+FAR = 8192  # bytes from weights that are used once to those that are fetched meanwhile: memory is that far away
 PEAK_SUMS = 12  # independent sums that keep any processor busy, and that fit into its registers
 
 
@@ -104,6 +105,10 @@ class Emitter:
         """max(a, b) lane by lane; b where it is not a number."""
         return self.build.select(self.build.fcmp_ordered(">", a, b), a, b)
 
+    def smaller(self, a: ir.Value, b: ir.Value) -> ir.Value:
+        """min(a, b) of whole numbers."""
+        return self.build.select(self.build.icmp_unsigned("<", a, b), a, b)
+
     def prefetch(self, address: ir.Value) -> None:
         """Ask for a cache line that will be read later."""
         pointer = self.build.inttoptr(address, ir.IntType(8).as_pointer())
@@ -161,78 +166,100 @@ class Emitter:
 
 
 DENSE = (
-    "source source_pixels offsets count weights bias ahead target target_pixels columns "
+    "first last size source source_pixels offsets count weights bias target target_pixels columns "
     "residual residual_pixels residual_columns low"
 ).split()
 
 
 def dense(function: ir.Function, machine: Machine, vectors: int, pixels: int) -> None:
-    """out[m, n] = max(low, bias[n] + residual[m, n] + sum_k a[m, k] * w[k, n]) for a tile of pixels m and channels n.
+    """out[m, n] = max(low, bias[n] + residual[m, n] + sum_k a[m, k] * w[k, n]) for tiles first to last of a panel of channels n.
 
     a[m, k] lies at source + source_pixels[m] + offsets[k]. The table of offsets makes this one tile serve every layer: a 1x1
     convolution lists the channels it reads, wherever split, concat and shuffle left them; a grouped one those of its group; a 3x3 one
-    its 9 C taps. A residual at address 0 is none; `ahead` are weights that will soon be needed.
+    its 9 C taps. The last of the `size` pixels are computed twice where they do not fill a tile. A residual at address 0 is none.
     """
     e = Emitter(function, machine.lanes)
     given = dict(zip(DENSE, function.args, strict=True))
     tile = [(p, v) for p in range(pixels) for v in range(vectors)]
-    rows = [e.build.add(given["source"], e.entry(given["source_pixels"], p)) for p in range(pixels)]
-    bias = e.vectors(given["bias"], vectors)
+    panel = e.build.mul(given["count"], I64(vectors * e.size))
+    with e.loop(e.build.sub(given["last"], given["first"]), [given["first"]]) as ((number,), further):
+        further.append(e.build.add(number, I64(1)))
+        begin = e.smaller(e.build.mul(number, I64(pixels)), e.build.sub(given["size"], I64(pixels)))
+        source_pixels, target_pixels, residual_pixels = (
+            e.build.add(given[name], e.build.mul(begin, I64(4))) for name in ("source_pixels", "target_pixels", "residual_pixels")
+        )
+        rows = [e.build.add(given["source"], e.entry(source_pixels, p)) for p in range(pixels)]
+        bias = e.vectors(given["bias"], vectors)
 
-    def residual() -> list[ir.Value]:
-        columns = [e.entry(given["residual_columns"], v) for v in range(vectors)]
-        places = [e.build.add(given["residual"], e.entry(given["residual_pixels"], p)) for p in range(pixels)]
-        return [e.build.fadd(bias[v], e.load(e.build.add(places[p], columns[v]), e.vector)) for p, v in tile]
+        def residual() -> list[ir.Value]:
+            columns = [e.entry(given["residual_columns"], v) for v in range(vectors)]
+            places = [e.build.add(given["residual"], e.entry(residual_pixels, p)) for p in range(pixels)]
+            return [e.build.fadd(bias[v], e.load(e.build.add(places[p], columns[v]), e.vector)) for p, v in tile]
 
-    sums = e.choose(e.build.icmp_unsigned("!=", given["residual"], I64(0)), residual, lambda: bias * pixels)
-    spare = machine.registers - len(tile) - 1  # registers that sums and activation leave for weights
-    with e.loop(given["count"], [given["offsets"], given["weights"], given["ahead"], *sums]) as (now, following):
-        table, weights, line, *sums = now
-        following += [e.build.add(table, I64(4)), e.build.add(weights, I64(vectors * e.size)), e.build.add(line, I64(LINE))]
-        offset, w = e.entry(table, 0), e.vectors(weights, min(vectors, spare))
-        e.prefetch(line)
-        for p, v in tile:
-            if v == 0:
-                a = e.everywhere(e.load(e.build.add(rows[p], offset), F32))
-            if v == spare:  # one register too few: this vector stays in memory, and is loaded anew for each pixel
-                e.forget()
-                w = [*w[:spare], e.load(weights, e.vector, v * e.size)]
-            following.append(e.multiply_add(a, w[v], sums[p * vectors + v]))
-    bound = e.everywhere(given["low"])
-    columns = [e.entry(given["columns"], v) for v in range(vectors)]
-    outs = [e.build.add(given["target"], e.entry(given["target_pixels"], p)) for p in range(pixels)]
-    for (p, v), total in zip(tile, following[3:], strict=True):
-        e.store(e.larger(bound, total), e.build.add(outs[p], columns[v]))
+        sums = e.choose(e.build.icmp_unsigned("!=", given["residual"], I64(0)), residual, lambda: bias * pixels)
+        # While it computes, it fetches weights that come next: a part of the next panel, or those a little further on.
+        part = e.build.mul(e.build.urem(number, I64(vectors)), e.build.mul(given["count"], I64(LINE)))
+        ahead = e.build.add(given["weights"], e.build.add(panel, part) if pixels > 1 else I64(FAR))
+        spare = machine.registers - len(tile) - 1  # registers that sums and activation leave for weights
+        with e.loop(given["count"], [given["offsets"], given["weights"], ahead, *sums]) as (now, following):
+            table, weights, line, *sums = now
+            following += [e.build.add(table, I64(4)), e.build.add(weights, I64(vectors * e.size))]
+            following.append(e.build.add(line, I64(LINE if pixels > 1 else vectors * e.size)))
+            offset, w = e.entry(table, 0), e.vectors(weights, min(vectors, spare))
+            for part in range(0, LINE if pixels > 1 else vectors * e.size, LINE):
+                e.prefetch(e.build.add(line, I64(part)))
+            for p, v in tile:
+                if v == 0:
+                    a = e.everywhere(e.load(e.build.add(rows[p], offset), F32))
+                if v == spare:  # one register too few: this vector stays in memory, and is loaded anew for each pixel
+                    e.forget()
+                    w = [*w[:spare], e.load(weights, e.vector, v * e.size)]
+                following.append(e.multiply_add(a, w[v], sums[p * vectors + v]))
+        bound = e.everywhere(given["low"])
+        columns = [e.entry(given["columns"], v) for v in range(vectors)]
+        outs = [e.build.add(given["target"], e.entry(target_pixels, p)) for p in range(pixels)]
+        for (p, v), total in zip(tile, following[3:], strict=True):
+            e.store(e.larger(bound, total), e.build.add(outs[p], columns[v]))
     e.build.ret_void()
 
 
-WINDOW = "source source_row source_pixel weights bias target target_pixel count low".split()
+WINDOW = "source source_row source_pixel weights bias target target_row target_pixel rows width low".split()
 
 
 def window(function: ir.Function, machine: Machine, stride: int, pixels: int) -> None:
-    """out[j] = max(low, bias + sum_{u, v} x[u, s j + v] * w[u, v]) on one vector of channels, for `count` tiles of a row of pixels j.
+    """out[i, j] = max(low, bias + sum_{u, v} x[s i + u, s j + v] * w[u, v]) for one vector of channels and some rows of pixels.
 
-    The nine weights stay in registers, and an input is loaded once for all the pixels of the tile in whose windows it lies.
+    The nine weights stay in registers, and an input is loaded once for all the pixels of the tile in whose windows it lies. The last
+    pixels of a row are computed twice where they do not fill a tile.
     """
     e = Emitter(function, machine.lanes)
     given = dict(zip(WINDOW, function.args, strict=True))
     w, bound = e.vectors(given["weights"], 9), e.everywhere(given["low"])
-    with e.loop(given["count"], [given["source"], given["target"]]) as ((source, target), following):
-        sums, begin = [e.load(given["bias"], e.vector)] * pixels, source
-        for u in range(3):
-            x = begin
-            for column in range((pixels - 1) * stride + 3):
-                value = e.load(x, e.vector)
-                x = e.step(x, given["source_pixel"])
-                for p in range(pixels):
-                    v = column - p * stride
-                    if 0 <= v < 3:
-                        sums[p] = e.multiply_add(value, w[3 * u + v], sums[p])
-            begin = e.step(begin, given["source_row"])
-        for total in sums:
-            e.store(e.larger(bound, total), target)
-            target = e.step(target, given["target_pixel"])
-        following += [e.build.add(source, e.build.mul(given["source_pixel"], I64(pixels * stride))), target]
+    last = e.build.sub(given["width"], I64(pixels))
+    tiles = e.build.udiv(e.build.add(given["width"], I64(pixels - 1)), I64(pixels))
+    with e.loop(given["rows"], [given["source"], given["target"]]) as ((source_row, target_row), below):
+        with e.loop(tiles, [I64(0)]) as ((column,), following):
+            following.append(e.smaller(e.build.add(column, I64(pixels)), last))
+            begin = e.build.add(source_row, e.build.mul(column, e.build.mul(given["source_pixel"], I64(stride))))
+            sums = [e.load(given["bias"], e.vector)] * pixels
+            for u in range(3):
+                x = begin
+                for place in range((pixels - 1) * stride + 3):
+                    value = e.load(x, e.vector)
+                    x = e.step(x, given["source_pixel"])
+                    for p in range(pixels):
+                        v = place - p * stride
+                        if 0 <= v < 3:
+                            sums[p] = e.multiply_add(value, w[3 * u + v], sums[p])
+                begin = e.step(begin, given["source_row"])
+            out = e.build.add(target_row, e.build.mul(column, given["target_pixel"]))
+            for total in sums:
+                e.store(e.larger(bound, total), out)
+                out = e.step(out, given["target_pixel"])
+        below += [
+            e.build.add(source_row, e.build.mul(given["source_row"], I64(stride))),
+            e.build.add(target_row, given["target_row"]),
+        ]
     e.build.ret_void()
 
 
@@ -260,6 +287,21 @@ def maximum(function: ir.Function, machine: Machine) -> None:
     e.build.ret_void()
 
 
+AVERAGE = "source source_row source_pixel rows width share target".split()
+
+
+def average(function: ir.Function, machine: Machine) -> None:
+    """out = share * sum_{i, j} x[i, j] for one vector of channels."""
+    e = Emitter(function, machine.lanes)
+    given = dict(zip(AVERAGE, function.args, strict=True))
+    with e.loop(given["rows"], [given["source"], ir.Constant(e.vector, [0.0] * e.lanes)]) as ((row, total), below):
+        with e.loop(given["width"], [row, total]) as ((pixel, partial), following):
+            following += [e.build.add(pixel, given["source_pixel"]), e.build.fadd(partial, e.load(pixel, e.vector))]
+        below += [e.build.add(row, given["source_row"]), following[1]]
+    e.store(e.build.fmul(below[1], e.everywhere(given["share"])), given["target"])
+    e.build.ret_void()
+
+
 PEAK = "count target".split()
 
 
@@ -281,8 +323,8 @@ def emit(module: ir.Module, kind: Callable[..., None], machine: Machine, **shape
     name = "_".join((kind.__name__, *map(str, shape.values())))
     function = module.globals.get(name)
     if function is None:
-        arguments = {dense: DENSE, window: WINDOW, maximum: MAXIMUM, peak: PEAK}[kind]
-        kinds = [F32 if argument == "low" else I64 for argument in arguments]
+        arguments = {dense: DENSE, window: WINDOW, maximum: MAXIMUM, average: AVERAGE, peak: PEAK}[kind]
+        kinds = [F32 if argument in ("low", "share") else I64 for argument in arguments]
         function = ir.Function(module, ir.FunctionType(VOID, kinds), name)
         function.linkage = "internal"
         function.attributes.add("noinline")
@@ -324,6 +366,12 @@ def window_tile(_typing: Any, stride: Any, lone: Any, arguments: Any) -> Any:
 def maximum_tile(_typing: Any, arguments: Any) -> Any:
     """`maximum` on a tuple of its arguments."""
     return types.void(arguments), lambda context, builder, _, values: _call(context, builder, maximum, values[0])
+
+
+@intrinsic
+def average_tile(_typing: Any, arguments: Any) -> Any:
+    """`average` on a tuple of its arguments."""
+    return types.void(arguments), lambda context, builder, _, values: _call(context, builder, average, values[0])
 
 
 @intrinsic
