@@ -14,7 +14,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -34,6 +34,7 @@ from .tiles import FLOAT, LINE, Machine
 KINDS = ("image", "dense", "window", "maximum", "mean", "output")
 IMAGE, DENSE, WINDOW, MAXIMUM, MEAN, OUTPUT = range(len(KINDS))
 TAPS = 9  # of a 3x3 window
+BY_ROWS = 4  # a step is shared out by rows where each thread gets so many of them: then it mostly reads what it wrote
 
 
 class Layout:
@@ -162,6 +163,20 @@ class Step(NamedTuple):
     source: Map | None
     target: Buffer | None
     vectors: list[Vector]
+    size: tuple[int, int]  # of the output
+
+    @property
+    def reads(self) -> list[Buffer]:
+        residual = self.what.residual if self.what else None
+        return [buffer for read in (self.source, residual) if read for buffer in read.buffers]
+
+    def rows(self, machine: Machine, vectors: int) -> int:
+        """The parts of a piece of so many vectors that can be shared out: rows of pixels, or where tiles do not fill rows, tiles."""
+        height, width = self.size
+        if self.kind == MEAN:
+            return 1
+        tall = machine.tall(vectors, height * width) if self.kind == DENSE else 1
+        return height if width % tall == 0 else -(-height * width // tall)
 
 
 Value = Map | Pending
@@ -173,16 +188,17 @@ class Plan(Ops[Value]):
     params: as `weights` has them. Raises WeightsError where they are not those of the network.
     """
 
-    def __init__(self, net: Net, params: Params, height: int, width: int, machine: Machine) -> None:
+    def __init__(self, net: Net, params: Params, height: int, width: int, machine: Machine, threads: int = 1) -> None:
         check_params(net, params)
-        self.params, self.machine, self.size = params, machine, (height, width)
+        self.params, self.machine, self.threads, self.size = params, machine, threads, (height, width)
         self.steps: list[Step] = []
         self.settled: dict[Pending, Map] = {}
         image = Buffer(height, width, 3, made=0)
-        self.record(Step(IMAGE, "image", None, None, image, []))
+        self.record(Step(IMAGE, "image", None, None, image, [], (height, width)))
         logits = self.settle(net(self, Map(height, width, tuple((image, c) for c in range(3)))))
-        self.record(Step(OUTPUT, "logits", None, logits, None, []))
-        self.arena = place([step.target for step in self.steps if step.target])  # bytes
+        self.record(Step(OUTPUT, "logits", None, logits, None, [], (1, 1)))
+        self.meetings = set(self.meet())  # the steps before which all threads have to be done with all others
+        self.arena = self.place()  # bytes
 
     def conv(self, x: Value, name: str, out: int, kernel: int = 1, stride: int = 1, groups: int = 1) -> Value:
         weight = self.param(f"{name}.weight").reshape(kernel * kernel, -1, groups, out // groups)
@@ -259,18 +275,65 @@ class Plan(Ops[Value]):
         if x not in self.settled:
             read_together(x)
             vectors, columns = cut(list(x.runs()), self.machine.lanes)
-            target = Buffer(*x.size, columns, made=len(self.steps))
-            self.record(Step(x.kind, x.name, x, x.source, target, vectors))
+            target = self.same_place(x, vectors) or Buffer(*x.size, columns, made=len(self.steps))
+            self.record(Step(x.kind, x.name, x, x.source, target, vectors, x.size))
             place_of = {c: (target, vector.column + lane) for vector in vectors for lane, c in enumerate(vector.channels)}
             self.settled[x] = Map(*x.size, tuple(place_of[c] for c in range(x.channels)))
         return self.settled[x]
 
+    def same_place(self, x: Pending, vectors: list[Vector]) -> Buffer | None:
+        """The buffer of the residual, if the sum can take its place: then a large map is in the cache once and not twice.
+
+        Only where nothing is computed twice, and where nothing else reads the residual: nobody can know yet what will be read later,
+        so this holds for a residual that the steps so far have read once, and whoever reads it later finds it `gone`.
+        """
+        return None
+
     def record(self, step: Step) -> None:
-        residual = step.what.residual if step.what else None
-        for read in (step.source, residual):
-            for buffer in read.buffers if read else ():
-                buffer.needed = len(self.steps)
+        for buffer in step.reads:
+            buffer.needed = len(self.steps)
         self.steps.append(step)
+
+    def meet(self) -> Iterator[int]:
+        """The steps before which all threads meet: those that touch what another thread may just have written.
+
+        A 1x1 convolution whose rows are shared out as those of the step before it needs only what its own thread computed.
+        """
+        written: dict[Buffer, list[Step]] = {}
+        for number, step in enumerate(self.steps if self.threads > 1 else ()):
+            if number == 0 or any(not self.own(before, step) for buffer in step.reads for before in written.get(buffer, ())):
+                written.clear()
+                yield number
+            if step.target:
+                written.setdefault(step.target, []).append(step)
+
+    def own(self, before: Step, after: Step) -> bool:
+        """Whether every thread computes `after` from that part of `before` that it computed itself."""
+        pixelwise = after.kind == DENSE and after.what.kernel == after.what.stride == 1
+        return pixelwise and before.size == after.size and self.by_rows(before) and self.by_rows(after)
+
+    def by_rows(self, step: Step) -> bool:
+        """Whether the threads share the rows of every piece in the same way."""
+        kinds = self.machine.heights if step.kind == DENSE else (1,)
+        return step.size[0] >= BY_ROWS * self.threads and all(step.rows(self.machine, vectors) == step.size[0] for vectors in kinds)
+
+    def place(self) -> int:
+        """Give every buffer the lowest place in the arena that no buffer holds while it is needed. Returns the arena's size in bytes.
+
+        Between two meetings some threads are ahead of others: what one of them reads must not be overwritten before the next.
+        """
+        ends = [number for number in range(len(self.steps)) if self.threads == 1 or number + 1 in self.meetings]
+        ends.append(len(self.steps))
+        placed: list[Buffer] = []
+        for buffer in dict.fromkeys(step.target for step in self.steps if step.target):
+            buffer.needed = next(end for end in ends if end >= buffer.needed)
+            for other in sorted(placed, key=lambda other: other.offset):
+                at_once = other.made <= buffer.needed and buffer.made <= other.needed
+                apart = buffer.offset + buffer.layout.size <= other.offset or other.offset + other.layout.size <= buffer.offset
+                if at_once and not apart:
+                    buffer.offset = -(-(other.offset + other.layout.size) // LINE) * LINE
+            placed.append(buffer)
+        return max(buffer.offset + buffer.layout.size for buffer in placed)
 
     def __str__(self) -> str:
         return "\n".join(describe(self))
@@ -299,20 +362,6 @@ def cut(runs: list[list[int]], lanes: int) -> tuple[list[Vector], int]:
     return vectors, column
 
 
-def place(buffers: Iterable[Buffer]) -> int:
-    """Give every buffer the lowest place in the arena that no buffer holds while it is needed. Returns the arena's size in bytes."""
-    placed: list[Buffer] = []
-    for buffer in buffers:
-        offset = 0
-        for other in sorted(placed, key=lambda other: other.offset):
-            at_once = other.made <= buffer.needed and buffer.made <= other.needed
-            if at_once and offset < other.offset + other.layout.size and other.offset < offset + buffer.layout.size:
-                offset = -(-(other.offset + other.layout.size) // LINE) * LINE
-        buffer.offset = offset
-        placed.append(buffer)
-    return max(buffer.offset + buffer.layout.size for buffer in placed)
-
-
 def check_params(net: Net, params: Params) -> None:
     """Raises WeightsError unless the parameters are those of the network."""
     for name, shape in parameter_shapes(net).items():
@@ -331,7 +380,7 @@ def describe(plan: Plan) -> Iterator[str]:
 
     yield f"{'':4}{'step':<8} {'layer':<24} {'output':>14}  {'into':<5} {'at':>9} {'MMACs':>8}  from"
     for number, step in enumerate(plan.steps):
-        height, width = step.what.size if step.what else plan.size if step.kind == IMAGE else (1, 1)
+        height, width = step.size
         channels = step.what.channels if step.what else len(step.source.places) if step.source else 3
         into, at = (f"b{number}", step.target.offset) if step.target else ("", "")
         also = f" plus {where(step.what.residual)}" if step.what and step.what.residual else ""

@@ -19,11 +19,11 @@ from .plan import DENSE, MAXIMUM, MEAN, OUTPUT, WINDOW, Layout, Plan, Step, Vect
 from .tiles import FLOAT, LINE, Machine
 
 # The columns of `Program.steps`. Units are what threads share out, all pieces' rows; the last four describe the buffer written, of
-# which TARGET is the first pixel.
-(KIND, FIRST, LAST, UNITS, CHUNKS, PIXELS, WIDTH, STRIDE, RELU, TARGET, TARGET_ROW, TARGET_PIXEL, HALO) = range(13)
+# which TARGET is the first pixel. MEET: all threads meet before it.
+(KIND, FIRST, LAST, UNITS, CHUNKS, PIXELS, WIDTH, STRIDE, RELU, TARGET, TARGET_ROW, TARGET_PIXEL, HALO, MEET) = range(14)
 # The columns of `Program.pieces`: those that every kind has, those of a dense step, those of the others.
 (ROWS, SOURCE, WEIGHTS, BIAS) = range(4)
-(VECTORS, TALL, COUNT, SOURCE_PIXELS, OFFSETS, TARGET_PIXELS, COLUMNS, RESIDUAL, RESIDUAL_PIXELS, RESIDUAL_COLUMNS) = range(4, 14)
+(TILES, VECTORS, TALL, COUNT, SOURCE_PIXELS, OFFSETS, TARGET_PIXELS, COLUMNS, RESIDUAL, RESIDUAL_PIXELS, RESIDUAL_COLUMNS) = range(4, 15)
 (SOURCE_ROW, SOURCE_PIXEL, SOURCE_HEIGHT, SOURCE_WIDTH, COLUMN) = range(4, 9)
 NEAR = 24 * 1024  # bytes: most of the nearest cache, which has 32 KiB or more
 SLACK = 8192  # bytes behind arena and weights: vectors are read, and lines fetched, a little beyond the end
@@ -93,18 +93,19 @@ class Encoder:
         base = min(buffer.offset for buffer in source.buffers)
         residual = what.residual
         for group in range(groups):
-            places = [buffer.offset - base + column * FLOAT for buffer, column in source.places[group * inputs : (group + 1) * inputs]]
-            order = np.argsort(places)
+            places = source.places[group * inputs : (group + 1) * inputs]
+            order = sorted(range(inputs), key=lambda k: (places[k][0].made, places[k][1]))  # as they lie: neighbours share a line
             tap_offsets = [here.at(u, v) - here.at(0, 0) for u in range(what.kernel) for v in range(what.kernel)]
-            offsets = self.table(np.add.outer(tap_offsets, np.take(places, order)))
+            offsets = self.table(np.add.outer(tap_offsets, [places[k][0].offset - base + places[k][1] * FLOAT for k in order]))
             weight = np.zeros((taps * inputs, groups * outputs))  # of the group's outputs, at their numbers
             weight[:, group * outputs : (group + 1) * outputs] = what.weight[group][:, order].reshape(taps * inputs, outputs)
             vectors = [vector for vector in step.vectors if vector.channels[0] // outputs == group]
             for panel in panels(vectors, max(self.machine.heights)):
-                tall = self.machine.heights[len(panel)]
-                tall = tall if height * width >= tall else 1
+                tall = self.machine.tall(len(panel), height * width)
+                rows = step.rows(self.machine, len(panel))
                 piece = {
-                    ROWS: -(-height * width // tall),
+                    ROWS: rows,
+                    TILES: -(-height * width // tall) // rows,
                     SOURCE: base + here.at(-margin, -margin),
                     VECTORS: len(panel),
                     TALL: tall,
@@ -147,7 +148,7 @@ class Encoder:
             buffer, column = step.source.places[vector.channels[0]]
             layout = buffer.layout
             yield {
-                ROWS: step.target.layout.height,
+                ROWS: step.rows(self.machine, 1),
                 SOURCE: buffer.offset + layout.at(0, 0) + column * FLOAT,
                 SOURCE_ROW: layout.row,
                 SOURCE_PIXEL: layout.pixel,
@@ -183,8 +184,8 @@ def panels(vectors: list[Vector], most: int) -> Iterator[list[Vector]]:
 def encode(plan: Plan) -> Program:
     """The plan as arrays."""
     encoder = Encoder(plan.machine)
-    steps = np.array([encoder.step(step) for step in plan.steps], np.int64)
-    pieces = np.zeros((len(encoder.pieces), 14), np.int64)
+    steps = np.array([[*encoder.step(step), number in plan.meetings] for number, step in enumerate(plan.steps)], np.int64)
+    pieces = np.zeros((len(encoder.pieces), 15), np.int64)
     for row, piece in zip(pieces, encoder.pieces, strict=True):
         row[list(piece)] = list(piece.values())
     weights = aligned(encoder.bytes["weights"] + SLACK)

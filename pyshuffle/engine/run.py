@@ -21,20 +21,20 @@ from ..nets import Net, check_size
 from ..ops.jit import helper
 from ..types import Array, Params
 from . import threads as team
-from .plan import DENSE, IMAGE, MAXIMUM, MEAN, OUTPUT, WINDOW, Plan
+from .plan import BY_ROWS, DENSE, IMAGE, MAXIMUM, MEAN, OUTPUT, WINDOW, Plan
 from .program import (
-    BIAS, CHUNKS, COLUMN, COLUMNS, COUNT, FIRST, HALO, KIND, LAST, OFFSETS, PIXELS, RELU, RESIDUAL, RESIDUAL_COLUMNS, RESIDUAL_PIXELS, ROWS,
+    BIAS, CHUNKS, COLUMN, COLUMNS, COUNT, FIRST, HALO, KIND, LAST, MEET, OFFSETS, PIXELS, RELU, RESIDUAL, RESIDUAL_COLUMNS, RESIDUAL_PIXELS, ROWS,
     SOURCE, SOURCE_HEIGHT, SOURCE_PIXEL, SOURCE_PIXELS, SOURCE_ROW, SOURCE_WIDTH, STRIDE, TALL, TARGET, TARGET_PIXEL, TARGET_PIXELS,
-    TARGET_ROW, UNITS, VECTORS, WEIGHTS, WIDTH, Program, aligned, encode,
+    TARGET_ROW, TILES, UNITS, VECTORS, WEIGHTS, WIDTH, Program, aligned, encode,
 )  # fmt: skip
 from .threads import ASLEEP, BATCH, CLOSED, FAULT, IMAGES, LOGITS, WORD, announce, await_call, exchange, floats, functions, look, meet
 from .tiles import FLOAT, average_tile, dense_tile, machine, maximum_tile, window_tile
 
 ZERO = np.float32(0)
 LEAST = np.float32(-np.inf)
-EXPONENT = np.int32(0x7F800000)  # all of these bits are set in what is not finite
+INFINITY = np.int32(0x7F800000)  # as bits; above it is what is not a number
+MAGNITUDE = np.int32(0x7FFFFFFF)  # all bits but the sign
 RUN = machine().run
-BY_ROWS = 4  # a step is shared out by rows where each thread gets so many of them: then it mostly reads what it wrote
 
 
 @helper
@@ -50,10 +50,10 @@ def share(piece_rows, begin, units, thread, threads):
 
 @helper
 def run_dense(step, piece, tables, weights, arena, low, first, last):
-    """Tiles first to last of a panel."""
-    vectors = piece[VECTORS]
+    """Rows first to last of a panel."""
+    vectors, tiles = piece[VECTORS], piece[TILES]
     arguments = (
-        first, last, step[PIXELS], arena + piece[SOURCE], tables + piece[SOURCE_PIXELS], tables + piece[OFFSETS], piece[COUNT],
+        first * tiles, last * tiles, step[PIXELS], arena + piece[SOURCE], tables + piece[SOURCE_PIXELS], tables + piece[OFFSETS], piece[COUNT],
         weights + piece[WEIGHTS], weights + piece[BIAS], arena + step[TARGET], tables + piece[TARGET_PIXELS], tables + piece[COLUMNS],
         piece[RESIDUAL] + arena if piece[RESIDUAL] >= 0 else 0, tables + piece[RESIDUAL_PIXELS], tables + piece[RESIDUAL_COLUMNS], low,
     )  # fmt: skip
@@ -119,16 +119,16 @@ def run_mean(piece, arena, target):
 
 @helper
 def run_image(step, arena, image, first, last):
-    """Copy rows of the image, as bits, into the halo; the number of values that are not finite."""
+    """Copy rows of the image, as bits, into the halo; whether one is not finite."""
     length = step[WIDTH] * step[TARGET_PIXEL] // FLOAT
-    faults = 0
+    largest = np.int32(0)
     for row in range(first, last):
         at = (step[TARGET] + row * step[TARGET_ROW]) // FLOAT
         source, target = image[row * length : (row + 1) * length], arena[at : at + length]
         for k in range(length):
             target[k] = source[k]
-            faults += (source[k] & EXPONENT) == EXPONENT
-    return faults
+            largest = max(largest, source[k] & MAGNITUDE)
+    return largest >= INFINITY
 
 
 @helper
@@ -147,7 +147,7 @@ def clear_halo(step, arena, height, thread, threads):
 
 @helper
 def run_step(step, pieces, tables, weights, arena, image, logits, thread, threads):
-    """A thread's share of a step; the number of faults in the image."""
+    """A thread's share of a step; whether the image has a fault."""
     kind, height = step[KIND], step[PIXELS] // step[WIDTH]
     memory, low = arena.ctypes.data, ZERO if step[RELU] else LEAST
     if step[HALO]:
@@ -177,7 +177,7 @@ def run_step(step, pieces, tables, weights, arena, image, logits, thread, thread
                 places = tables[piece[OFFSETS] // 4 :][: len(logits)]
                 for k in range(len(logits)):
                     logits[k] = arena[places[k] // FLOAT]
-    return 0
+    return False
 
 
 @helper
@@ -192,12 +192,13 @@ def run(steps, pieces, tables, weights, arenas, words, let_run, thread, threads)
             faults += run_step(steps[s], pieces, tables, weights, arenas[thread], images[n], logits[n], 0, 1)
     if faults:
         exchange(words, FAULT, 1)
-    meet(words, threads, let_run)  # the first thread's memory becomes everybody's
     for n in range(whole, count):
         for s in range(len(steps)):
+            if steps[s, MEET]:
+                meet(words, threads, let_run)
             if run_step(steps[s], pieces, tables, weights, arenas[0], images[n], logits[n], thread, threads):
                 exchange(words, FAULT, 1)
-            meet(words, threads, let_run)
+    meet(words, threads, let_run)
 
 
 @helper
@@ -250,8 +251,8 @@ class Model:
     another shape or dtype and for one that holds a value that is not finite. Python threads that call it at once take turns.
     """
 
-    def __init__(self, plan: Plan, threads: int) -> None:
-        self.plan, self.threads = plan, threads
+    def __init__(self, plan: Plan) -> None:
+        self.plan, self.threads = plan, plan.threads
         self._program = encode(plan)
         self._begin()
 
@@ -293,4 +294,4 @@ def compile(net: Net, params: Params, input_shape: Sequence[int], threads: int |
     if threads < 1:
         raise ShapeError(f"threads={threads}: at least 1 is needed")
     check_size(min(height, width))
-    return Model(Plan(net, params, height, width, machine()), threads)
+    return Model(Plan(net, params, height, width, machine(), threads))

@@ -50,6 +50,10 @@ class Machine(NamedTuple):
         """The tiles of `dense`, vectors -> pixels. Seven divides the maps of a 224-pixel image: 56, 28, 14 and 7."""
         return {1: 7, 2: 7, 3: 7, 4: 7 if self.lanes == 16 else 6} if self.registers == 32 else {1: 6, 2: 6}
 
+    def tall(self, vectors: int, pixels: int) -> int:
+        """Pixels in a tile of so many vectors, of a map of so many pixels: one where they do not fill one."""
+        return self.heights[vectors] if pixels >= self.heights[vectors] else 1
+
     @property
     def run(self) -> int:
         """Pixels side by side in a tile of `window`, which holds nine weights besides."""
