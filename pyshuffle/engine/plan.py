@@ -1,22 +1,16 @@
-"""From a network and its parameters to a table of steps: the interpretation of `ops` that computes nothing and decides everything.
+"""From a network and its parameters to a list of steps: the interpretation of `ops` that computes nothing and decides everything.
 
 - **Batch normalisation is folded** into the convolution before it, in float64; a ReLU and the addition of a shortcut become part of
   the step as well. To that end an operation is first only `Pending`; it becomes a step when something needs its result that cannot
   be folded into it.
-- **Split, concat and shuffle are no steps.** A `Map` is a list that says where each channel lies, a buffer and a column in it;
-  these operations rearrange the list. The next convolution reads through it: its table of offsets *is* that list.
-- **Buffers** are (H, W, columns) with the columns padded to whole vectors, and with a border of zeros (a halo) where a 3x3 reads them.
-  Buffers that are read by one convolution share a layout, so that a channel's offset is the same for every pixel. All lie in one
-  arena, in places that are used again once their contents are not needed any more.
-- A run of channels that is shorter than a vector gets a whole vector's columns. Where a longer run does not end with a whole vector,
-  the last one is moved back and computes a few channels a second time, so that no vector ever writes over what is not its own.
+- **Split, concat and shuffle are no steps.** A `Map` is a list that says where each channel lies; these operations rearrange the list.
+  The next convolution reads through it: its table of offsets *is* that list.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,59 +23,12 @@ from ..nets import Net
 from ..ops.batchnorm import EPS
 from ..ops.check import out_size
 from ..types import Array, Params
-from .tiles import FLOAT, LINE, Machine
+from .layout import Buffer, Place, Vector, arrange, meetings, place
+from .tiles import Machine
 
 KINDS = ("image", "dense", "window", "maximum", "mean", "output")
 IMAGE, DENSE, WINDOW, MAXIMUM, MEAN, OUTPUT = range(len(KINDS))
 TAPS = 9  # of a 3x3 window
-BY_ROWS = 4  # a step is shared out by rows where each thread gets so many of them: then it mostly reads what it wrote
-
-
-class Layout:
-    """What buffers that are read together have in common."""
-
-    def __init__(self, height: int, width: int, columns: int) -> None:
-        self.height, self.width, self.columns, self.halo = height, width, columns, 0
-        self.shared: list[Buffer] = []
-
-    @property
-    def pixel(self) -> int:
-        """Bytes from one pixel to the next."""
-        return self.columns * FLOAT
-
-    @property
-    def row(self) -> int:
-        """Bytes from one row to the next."""
-        return (self.width + 2 * self.halo) * self.pixel
-
-    @property
-    def size(self) -> int:
-        return (self.height + 2 * self.halo) * self.row
-
-    def join(self, other: Layout) -> None:
-        """Make the other's buffers have this layout, wide enough for both."""
-        if other is not self:
-            self.columns, self.halo = max(self.columns, other.columns), max(self.halo, other.halo)
-            for buffer in other.shared:
-                buffer.layout = self
-            self.shared += other.shared
-
-    def at(self, i: Any, j: Any) -> Any:
-        """Bytes from the buffer's begin to pixel (i, j); -1 and the height or width are the halo's."""
-        return (i + self.halo) * self.row + (j + self.halo) * self.pixel
-
-
-class Buffer:
-    """A piece of the arena, written by one step."""
-
-    def __init__(self, height: int, width: int, columns: int, made: int) -> None:
-        self.layout = Layout(height, width, columns)
-        self.layout.shared.append(self)
-        self.made = self.needed = made  # the step that writes it, the last one that reads it
-        self.offset = 0  # bytes from the arena's begin
-
-
-Place = tuple[Buffer, int]  # a channel's buffer and its column there
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,50 +72,32 @@ class Pending:
         """Whether something linear can still be folded in."""
         return self.kind in (DENSE, WINDOW) and not self.relu and self.residual is None
 
-    def runs(self) -> Iterator[list[int]]:
-        """The output channels in the order in which they are computed, each run of those that lie side by side in what is read.
-
-        A step that sees each channel alone takes them as they lie, whatever their numbers. Where a dense step adds a residual, its
-        own channels are cut where those of the residual are; a group's channels are never in one run with another's.
-        """
-        if self.kind != DENSE:
-            places, group = self.source.places, self.channels
-            order = sorted(range(self.channels), key=lambda c: (places[c][0].made, places[c][1]))
-        else:
-            places, group = self.residual.places if self.residual else (), self.weight.shape[3]
-            order = list(range(self.channels))
-        run = order[:1]
-        for before, c in pairwise(order):
-            apart = places and places[c] != (places[before][0], places[before][1] + 1)
-            if apart or c // group != before // group:
-                yield run
-                run = []
-            run.append(c)
-        yield run
-
-
-class Vector(NamedTuple):
-    """Channels of a step's output that are computed together, one to a lane: no more than there are lanes, maybe fewer."""
-
-    channels: list[int]
-    column: int  # of the buffer
-
 
 class Step(NamedTuple):
-    """A line of the program: an operation, the buffer that it writes, the vectors that it computes."""
+    """A line of the program: an operation, the buffer that it writes, and, once all is arranged, the vectors that it computes."""
 
     kind: int
     name: str
     what: Pending | None
     source: Map | None
     target: Buffer | None
-    vectors: list[Vector]
     size: tuple[int, int]  # of the output
+    vectors: list[Vector]
 
     @property
     def reads(self) -> list[Buffer]:
         residual = self.what.residual if self.what else None
         return [buffer for read in (self.source, residual) if read for buffer in read.buffers]
+
+    @property
+    def apart(self) -> bool:
+        """Whether it sees each channel alone."""
+        return self.kind in (WINDOW, MAXIMUM, MEAN)
+
+    @property
+    def pixelwise(self) -> bool:
+        """Whether it sees each pixel alone."""
+        return self.kind == DENSE and self.what.kernel == self.what.stride == 1
 
     def rows(self, machine: Machine, vectors: int) -> int:
         """The parts of a piece of so many vectors that can be shared out: rows of pixels, or where tiles do not fill rows, tiles."""
@@ -193,12 +122,13 @@ class Plan(Ops[Value]):
         self.params, self.machine, self.threads, self.size = params, machine, threads, (height, width)
         self.steps: list[Step] = []
         self.settled: dict[Pending, Map] = {}
-        image = Buffer(height, width, 3, made=0)
-        self.record(Step(IMAGE, "image", None, None, image, [], (height, width)))
+        image = Buffer((height, width), 3, made=0, plain=False)
+        self.record(Step(IMAGE, "image", None, None, image, (height, width), []))
         logits = self.settle(net(self, Map(height, width, tuple((image, c) for c in range(3)))))
-        self.record(Step(OUTPUT, "logits", None, logits, None, [], (1, 1)))
-        self.meetings = set(self.meet())  # the steps before which all threads have to be done with all others
-        self.arena = self.place()  # bytes
+        self.record(Step(OUTPUT, "logits", None, logits, None, (1, 1), []))
+        arrange(self.steps, machine)
+        self.meetings = set(meetings(self.steps, machine, threads))  # the steps before which all threads meet
+        self.arena = place(self.steps, self.meetings, threads)  # bytes
 
     def conv(self, x: Value, name: str, out: int, kernel: int = 1, stride: int = 1, groups: int = 1) -> Value:
         weight = self.param(f"{name}.weight").reshape(kernel * kernel, -1, groups, out // groups)
@@ -274,66 +204,16 @@ class Plan(Ops[Value]):
             return x
         if x not in self.settled:
             read_together(x)
-            vectors, columns = cut(list(x.runs()), self.machine.lanes)
-            target = self.same_place(x, vectors) or Buffer(*x.size, columns, made=len(self.steps))
-            self.record(Step(x.kind, x.name, x, x.source, target, vectors, x.size))
-            place_of = {c: (target, vector.column + lane) for vector in vectors for lane, c in enumerate(vector.channels)}
-            self.settled[x] = Map(*x.size, tuple(place_of[c] for c in range(x.channels)))
+            plain = x.kind == DENSE and len(x.weight) == 1 and not x.residual
+            target = Buffer(x.size, x.channels, len(self.steps), plain)
+            self.record(Step(x.kind, x.name, x, x.source, target, x.size, []))
+            self.settled[x] = Map(*x.size, tuple((target, c) for c in range(x.channels)))
         return self.settled[x]
-
-    def same_place(self, x: Pending, vectors: list[Vector]) -> Buffer | None:
-        """The buffer of the residual, if the sum can take its place: then a large map is in the cache once and not twice.
-
-        Only where nothing is computed twice, and where nothing else reads the residual: nobody can know yet what will be read later,
-        so this holds for a residual that the steps so far have read once, and whoever reads it later finds it `gone`.
-        """
-        return None
 
     def record(self, step: Step) -> None:
         for buffer in step.reads:
             buffer.needed = len(self.steps)
         self.steps.append(step)
-
-    def meet(self) -> Iterator[int]:
-        """The steps before which all threads meet: those that touch what another thread may just have written.
-
-        A 1x1 convolution whose rows are shared out as those of the step before it needs only what its own thread computed.
-        """
-        written: dict[Buffer, list[Step]] = {}
-        for number, step in enumerate(self.steps if self.threads > 1 else ()):
-            if number == 0 or any(not self.own(before, step) for buffer in step.reads for before in written.get(buffer, ())):
-                written.clear()
-                yield number
-            if step.target:
-                written.setdefault(step.target, []).append(step)
-
-    def own(self, before: Step, after: Step) -> bool:
-        """Whether every thread computes `after` from that part of `before` that it computed itself."""
-        pixelwise = after.kind == DENSE and after.what.kernel == after.what.stride == 1
-        return pixelwise and before.size == after.size and self.by_rows(before) and self.by_rows(after)
-
-    def by_rows(self, step: Step) -> bool:
-        """Whether the threads share the rows of every piece in the same way."""
-        kinds = self.machine.heights if step.kind == DENSE else (1,)
-        return step.size[0] >= BY_ROWS * self.threads and all(step.rows(self.machine, vectors) == step.size[0] for vectors in kinds)
-
-    def place(self) -> int:
-        """Give every buffer the lowest place in the arena that no buffer holds while it is needed. Returns the arena's size in bytes.
-
-        Between two meetings some threads are ahead of others: what one of them reads must not be overwritten before the next.
-        """
-        ends = [number for number in range(len(self.steps)) if self.threads == 1 or number + 1 in self.meetings]
-        ends.append(len(self.steps))
-        placed: list[Buffer] = []
-        for buffer in dict.fromkeys(step.target for step in self.steps if step.target):
-            buffer.needed = next(end for end in ends if end >= buffer.needed)
-            for other in sorted(placed, key=lambda other: other.offset):
-                at_once = other.made <= buffer.needed and buffer.made <= other.needed
-                apart = buffer.offset + buffer.layout.size <= other.offset or other.offset + other.layout.size <= buffer.offset
-                if at_once and not apart:
-                    buffer.offset = -(-(other.offset + other.layout.size) // LINE) * LINE
-            placed.append(buffer)
-        return max(buffer.offset + buffer.layout.size for buffer in placed)
 
     def __str__(self) -> str:
         return "\n".join(describe(self))
@@ -345,21 +225,11 @@ def read_together(x: Pending) -> None:
         first, *others = read.buffers if read else [None]
         for other in others:
             first.layout.join(other.layout)
+    for buffer in x.residual.buffers if x.residual else ():
+        buffer.plain = False
     if x.kernel == 3 and x.kind != MAXIMUM:
         for buffer in x.source.buffers:
             buffer.layout.halo = 1
-
-
-def cut(runs: list[list[int]], lanes: int) -> tuple[list[Vector], int]:
-    """The vectors of a step's output, and the columns of its buffer."""
-    vectors, column = [], 0
-    for number, run in enumerate(runs, start=1):
-        starts = list(range(0, len(run), lanes))
-        if lanes < len(run) and number < len(runs):
-            starts[-1] = len(run) - lanes  # moved back, so that it ends where the run does
-        vectors += [Vector(run[start : start + lanes], column + start) for start in starts]
-        column += starts[-1] + lanes
-    return vectors, column
 
 
 def check_params(net: Net, params: Params) -> None:

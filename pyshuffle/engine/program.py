@@ -15,12 +15,13 @@ import numpy as np
 import numpy.typing as npt
 
 from ..types import Array
-from .plan import DENSE, MAXIMUM, MEAN, OUTPUT, WINDOW, Layout, Plan, Step, Vector
+from .layout import Vector
+from .plan import DENSE, MAXIMUM, MEAN, OUTPUT, WINDOW, Plan, Step
 from .tiles import FLOAT, LINE, Machine
 
-# The columns of `Program.steps`. Units are what threads share out, all pieces' rows; the last four describe the buffer written, of
-# which TARGET is the first pixel. MEET: all threads meet before it.
-(KIND, FIRST, LAST, UNITS, CHUNKS, PIXELS, WIDTH, STRIDE, RELU, TARGET, TARGET_ROW, TARGET_PIXEL, HALO, MEET) = range(14)
+# The columns of `Program.steps`. Units are what threads share out, all pieces' rows; the last describe the buffer written, of
+# which TARGET is the first pixel; HALO_PLANES are those that have a halo. MEET: all threads meet before it.
+(KIND, FIRST, LAST, UNITS, CHUNKS, PIXELS, WIDTH, STRIDE, RELU, TARGET, TARGET_ROW, TARGET_PIXEL, HALO_PLANES, PLANE, MEET) = range(15)
 # The columns of `Program.pieces`: those that every kind has, those of a dense step, those of the others.
 (ROWS, SOURCE, WEIGHTS, BIAS) = range(4)
 (TILES, VECTORS, TALL, COUNT, SOURCE_PIXELS, OFFSETS, TARGET_PIXELS, COLUMNS, RESIDUAL, RESIDUAL_PIXELS, RESIDUAL_COLUMNS) = range(4, 15)
@@ -77,11 +78,11 @@ class Encoder:
         if encode:
             self.pieces += encode(step)
         pieces = self.pieces[first:]
-        what, layout = step.what, step.target.layout if step.target else Layout(1, 1, 0)
-        target = step.target.offset + layout.at(0, 0) if step.target else 0
+        what, layout = step.what, step.target.layout if step.target else step.source.buffers[0].layout
+        target, planes = (step.target.offset + layout.at(0, 0), step.target.planes) if step.target else (0, 0)
         return [step.kind, first, len(self.pieces), sum(piece[ROWS] for piece in pieces), chunks(step, pieces, self.machine.lanes),
                 layout.height * layout.width, layout.width, what.stride if what else 1, bool(what and what.relu),
-                target, layout.row, layout.pixel, layout.halo]  # fmt: skip
+                target, layout.row, layout.pixel, layout.halo * planes, layout.plane]  # fmt: skip
 
     def dense(self, step: Step) -> Iterator[dict[int, int]]:
         what, source, target = step.what, step.source, step.target.layout
@@ -94,9 +95,9 @@ class Encoder:
         residual = what.residual
         for group in range(groups):
             places = source.places[group * inputs : (group + 1) * inputs]
-            order = sorted(range(inputs), key=lambda k: (places[k][0].made, places[k][1]))  # as they lie: neighbours share a line
+            order = sorted(range(inputs), key=lambda k: (places[k][0].made, places[k][0].places[places[k][1]]))  # as they lie: neighbours share a line
             tap_offsets = [here.at(u, v) - here.at(0, 0) for u in range(what.kernel) for v in range(what.kernel)]
-            offsets = self.table(np.add.outer(tap_offsets, [places[k][0].offset - base + places[k][1] * FLOAT for k in order]))
+            offsets = self.table(np.add.outer(tap_offsets, [places[k][0].address(places[k][1]) - base for k in order]))
             weight = np.zeros((taps * inputs, groups * outputs))  # of the group's outputs, at their numbers
             weight[:, group * outputs : (group + 1) * outputs] = what.weight[group][:, order].reshape(taps * inputs, outputs)
             vectors = [vector for vector in step.vectors if vector.channels[0] // outputs == group]
@@ -115,7 +116,7 @@ class Encoder:
                     OFFSETS: offsets,
                     BIAS: self.values(self.spread(what.bias, panel)),
                     TARGET_PIXELS: self.table(target.at(i, j) - target.at(0, 0)),
-                    COLUMNS: self.table([vector.column * FLOAT for vector in panel]),
+                    COLUMNS: self.table([target.column(vector.column) for vector in panel]),
                     RESIDUAL: -1,
                 }
                 if residual:
@@ -123,7 +124,7 @@ class Encoder:
                     starts = [residual.places[vector.channels[0]] for vector in panel]
                     piece[RESIDUAL] = low
                     piece[RESIDUAL_PIXELS] = self.table(shortcut.at(i, j))
-                    piece[RESIDUAL_COLUMNS] = self.table([buffer.offset - low + column * FLOAT for buffer, column in starts])
+                    piece[RESIDUAL_COLUMNS] = self.table([buffer.address(channel) - low for buffer, channel in starts])
                 yield piece
 
     def spread(self, values: Array, panel: list[Vector]) -> Array:
@@ -145,21 +146,21 @@ class Encoder:
     def single(self, step: Step) -> Iterator[dict[int, int]]:
         """The pieces of a step that sees each channel alone."""
         for vector in step.vectors:
-            buffer, column = step.source.places[vector.channels[0]]
+            buffer, channel = step.source.places[vector.channels[0]]
             layout = buffer.layout
             yield {
                 ROWS: step.rows(self.machine, 1),
-                SOURCE: buffer.offset + layout.at(0, 0) + column * FLOAT,
+                SOURCE: buffer.address(channel) + layout.at(0, 0),
                 SOURCE_ROW: layout.row,
                 SOURCE_PIXEL: layout.pixel,
                 SOURCE_HEIGHT: layout.height,
                 SOURCE_WIDTH: layout.width,
-                COLUMN: vector.column * FLOAT,
+                COLUMN: step.target.layout.column(vector.column),
             }
 
     def output(self, step: Step) -> Iterator[dict[int, int]]:
         """One piece: where each logit lies."""
-        yield {ROWS: 1, COUNT: len(step.source.places), OFFSETS: self.table([buffer.offset + column * FLOAT for buffer, column in step.source.places])}
+        yield {ROWS: 1, COUNT: len(step.source.places), OFFSETS: self.table([buffer.address(channel) for buffer, channel in step.source.places])}
 
 
 def chunks(step: Step, pieces: list[dict[int, int]], lanes: int) -> int:

@@ -21,9 +21,10 @@ from ..nets import Net, check_size
 from ..ops.jit import helper
 from ..types import Array, Params
 from . import threads as team
-from .plan import BY_ROWS, DENSE, IMAGE, MAXIMUM, MEAN, OUTPUT, WINDOW, Plan
+from .layout import BY_ROWS
+from .plan import DENSE, IMAGE, MAXIMUM, MEAN, OUTPUT, WINDOW, Plan
 from .program import (
-    BIAS, CHUNKS, COLUMN, COLUMNS, COUNT, FIRST, HALO, KIND, LAST, MEET, OFFSETS, PIXELS, RELU, RESIDUAL, RESIDUAL_COLUMNS, RESIDUAL_PIXELS, ROWS,
+    BIAS, CHUNKS, COLUMN, COLUMNS, COUNT, FIRST, HALO_PLANES, KIND, LAST, MEET, OFFSETS, PIXELS, PLANE, RELU, RESIDUAL, RESIDUAL_COLUMNS, RESIDUAL_PIXELS, ROWS,
     SOURCE, SOURCE_HEIGHT, SOURCE_PIXEL, SOURCE_PIXELS, SOURCE_ROW, SOURCE_WIDTH, STRIDE, TALL, TARGET, TARGET_PIXEL, TARGET_PIXELS,
     TARGET_ROW, TILES, UNITS, VECTORS, WEIGHTS, WIDTH, Program, aligned, encode,
 )  # fmt: skip
@@ -135,14 +136,15 @@ def run_image(step, arena, image, first, last):
 def clear_halo(step, arena, height, thread, threads):
     """Zeros around the map that a step writes."""
     row, pixel = step[TARGET_ROW] // FLOAT, step[TARGET_PIXEL] // FLOAT
-    begin = step[TARGET] // FLOAT - row - pixel
-    for i in range((height + 2) * thread // threads, (height + 2) * (thread + 1) // threads):
-        line = arena[begin + i * row : begin + (i + 1) * row]
-        if i == 0 or i == height + 1:
-            line[:] = 0
-        else:
-            line[:pixel] = 0
-            line[row - pixel :] = 0
+    for plane in range(step[HALO_PLANES]):
+        begin = (step[TARGET] + plane * step[PLANE]) // FLOAT - row - pixel
+        for i in range((height + 2) * thread // threads, (height + 2) * (thread + 1) // threads):
+            line = arena[begin + i * row : begin + (i + 1) * row]
+            if i == 0 or i == height + 1:
+                line[:] = 0
+            else:
+                line[:pixel] = 0
+                line[row - pixel :] = 0
 
 
 @helper
@@ -150,7 +152,7 @@ def run_step(step, pieces, tables, weights, arena, image, logits, thread, thread
     """A thread's share of a step; whether the image has a fault."""
     kind, height = step[KIND], step[PIXELS] // step[WIDTH]
     memory, low = arena.ctypes.data, ZERO if step[RELU] else LEAST
-    if step[HALO]:
+    if step[HALO_PLANES]:
         clear_halo(step, arena, height, thread, threads)
     if kind == IMAGE:
         return run_image(step, arena.view(np.int32), image.view(np.int32), height * thread // threads, height * (thread + 1) // threads)

@@ -1,0 +1,224 @@
+"""Where everything lies: columns for channels, a layout for maps that are read together, a place in the arena for each buffer.
+
+A buffer holds a map as (planes, H, W, columns), with a border of zeros (a halo) around it where a 3x3 reads it. Most have one plane.
+Buffers that one convolution reads through one table share a layout, so that a channel's offset is the same for every pixel; were each
+of them as wide as the widest, most of the memory that is fetched with a pixel would be unused, so the wide ones have several planes.
+
+A run of channels that is shorter than a vector gets a whole vector's columns. Where a longer run does not end with a whole vector, the
+last one is moved back and computes a few channels a second time, so that no vector ever writes over what is not its own.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from .tiles import FLOAT, LINE, Machine
+
+if TYPE_CHECKING:
+    from .plan import Step
+
+PAGE = 4096  # bytes: rows that lie a multiple of it apart compete for the same few lines of the nearest cache
+BY_ROWS = 4  # a step is shared out by rows where each thread gets so many of them: then it mostly reads what it wrote
+
+
+class Layout:
+    """What buffers that are read together have in common."""
+
+    def __init__(self, height: int, width: int) -> None:
+        self.height, self.width = height, width
+        self.halo = 0
+        self.columns = 0  # of a plane; 0 as long as the widest buffer may still get wider
+        self.buffers: list[Buffer] = []
+
+    @property
+    def pixel(self) -> int:
+        """Bytes from one pixel to the next."""
+        return (self.columns or max(buffer.columns for buffer in self.buffers)) * FLOAT
+
+    @property
+    def row(self) -> int:
+        """Bytes from one row to the next."""
+        return (self.width + 2 * self.halo) * self.pixel
+
+    @property
+    def plane(self) -> int:
+        """Bytes from one plane to the next."""
+        return (self.height + 2 * self.halo) * self.row
+
+    def at(self, i: Any, j: Any) -> Any:
+        """Bytes from a plane's begin to pixel (i, j); -1 and the height or width are the halo's."""
+        return (i + self.halo) * self.row + (j + self.halo) * self.pixel
+
+    def column(self, column: int) -> int:
+        """Bytes from a buffer's begin to a column of its first pixel."""
+        plane, within = divmod(column, self.pixel // FLOAT)
+        return plane * self.plane + within * FLOAT
+
+    def join(self, other: Layout) -> None:
+        """Give this layout to the other's buffers."""
+        if other is not self:
+            self.halo = max(self.halo, other.halo)
+            for buffer in other.buffers:
+                buffer.layout = self
+            self.buffers += other.buffers
+
+
+class Buffer:
+    """A piece of the arena, written by one step."""
+
+    def __init__(self, size: tuple[int, int], channels: int, made: int, plain: bool) -> None:
+        self.layout = Layout(*size)
+        self.layout.buffers.append(self)
+        self.channels = channels
+        self.made = self.needed = made  # the step that writes it, the last one that reads it
+        self.plain = plain  # whether all its vectors begin with a multiple of the lanes, so that it may have planes
+        self.places: list[int] = list(range(channels))  # the column of each channel
+        self.columns = channels
+        self.over: Buffer | None = None  # the buffer that this one replaces, value by value
+        self.offset = 0  # bytes from the arena's begin
+
+    @property
+    def planes(self) -> int:
+        return -(-self.columns * FLOAT // self.layout.pixel)
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self.planes * self.layout.plane
+
+    @property
+    def root(self) -> Buffer:
+        """The first of the buffers in whose memory this one lies."""
+        return self.over.root if self.over else self
+
+    def address(self, channel: int) -> int:
+        """Bytes from the arena's begin to a channel of the first pixel, or of the halo's."""
+        return self.offset + self.layout.column(self.places[channel])
+
+
+Place = tuple[Buffer, int]  # a channel of a map: a buffer, and the number of the channel in it
+
+
+class Vector(NamedTuple):
+    """Channels of a step's output that are computed together, one to a lane: no more than there are lanes, maybe fewer."""
+
+    channels: list[int]
+    column: int  # of the buffer
+
+
+def arrange(steps: list[Step], machine: Machine) -> None:
+    """Give every channel its column, and every step its vectors."""
+    for layout in {id(step.target.layout): step.target.layout for step in steps if step.target}.values():
+        if len(layout.buffers) > 1 and all(buffer.plain for buffer in layout.buffers):
+            whole = Counter(-(-buffer.channels // machine.lanes) * machine.lanes for buffer in layout.buffers)
+            layout.columns = max(whole, key=lambda columns: (whole[columns], columns))  # what most of them need
+    for step in steps:
+        if step.what:
+            step.vectors.extend(cut(list(runs(step)), machine.lanes, moved=not step.apart))
+            for vector in step.vectors:
+                for lane, channel in enumerate(vector.channels):
+                    step.target.places[channel] = vector.column + lane
+            step.target.columns = max(vector.column for vector in step.vectors) + machine.lanes
+            step.target.columns += machine.lanes if step.target.columns * FLOAT % PAGE == 0 else 0
+            if replaces(step, machine):
+                step.target.over = step.what.residual.buffers[0]
+                step.target.over.layout.join(step.target.layout)
+
+
+def runs(step: Step) -> Iterator[list[int]]:
+    """The output channels in the order in which they are computed, each run of those that lie side by side in what is read.
+
+    A step that sees each channel alone takes them as they lie, whatever their numbers. Where a dense step adds a residual, its own
+    channels are cut where those of the residual are; and a group's channels are never in one run with another's.
+    """
+    read = step.source if step.apart else step.what.residual
+    columns = [(buffer.made, buffer.places[channel]) for buffer, channel in read.places] if read else []
+    widths = [buffer.layout.columns for buffer, _ in read.places] if read else []
+    order = sorted(range(len(columns)), key=columns.__getitem__) if step.apart else list(range(step.what.channels))
+    group = step.what.channels if step.apart else step.what.weight.shape[3]
+    run = order[:1]
+    for before, c in pairwise(order):
+        gap = columns and columns[c] != (columns[before][0], columns[before][1] + 1)
+        new_plane = columns and widths[c] and columns[c][1] % widths[c] == 0
+        if gap or new_plane or c // group != before // group:
+            yield run
+            run = []
+        run.append(c)
+    yield run
+
+
+def cut(runs: list[list[int]], lanes: int, moved: bool) -> list[Vector]:
+    """The vectors of runs of channels, side by side. `moved`: a run's last vector may be moved back instead of left incomplete."""
+    vectors, column = [], 0
+    for number, run in enumerate(runs, start=1):
+        starts = list(range(0, len(run), lanes))
+        if moved and lanes < len(run) and number < len(runs):
+            starts[-1] = len(run) - lanes
+        vectors += [Vector(run[start : start + lanes], column + start) for start in starts]
+        column += starts[-1] + lanes
+    return vectors
+
+
+def replaces(step: Step, machine: Machine) -> bool:
+    """Whether a sum can take the place of its residual, so that a large map is in the caches once and not twice: each value is
+    computed once, from the one it replaces, and that is not needed any more."""
+    residual = step.what.residual
+    if not residual or len(residual.buffers) > 1 or residual.buffers[0].needed > step.target.made:
+        return False
+    height, width = step.size
+    once = sum(len(vector.channels) for vector in step.vectors) == step.what.channels
+    tiled = all(height * width % machine.tall(vectors, height * width) == 0 for vectors in machine.heights)
+    return once and tiled and [buffer.places[channel] for buffer, channel in residual.places] == step.target.places
+
+
+def meetings(steps: list[Step], machine: Machine, threads: int) -> Iterator[int]:
+    """The steps before which all threads meet: those that touch what another thread may be working on.
+
+    A 1x1 convolution whose rows are shared out as those of the step before it needs only what its own thread computed.
+    """
+    touched: dict[Buffer, list[tuple[Step, bool]]] = {}  # since the last meeting; whether it was written
+    for number, step in enumerate(steps if threads > 1 else ()):
+        reads = [buffer.root for buffer in step.reads]
+        at_risk = [before for buffer in reads for before, written in touched.get(buffer, ()) if written]
+        if step.target and step.target.over:
+            at_risk += [before for before, _ in touched.get(step.target.root, ())]
+        if number == 0 or not all(_own(before, step, machine, threads) for before in at_risk):
+            touched.clear()
+            yield number
+        for buffer, written in [*((buffer, False) for buffer in reads), *([(step.target.root, True)] if step.target else [])]:
+            touched.setdefault(buffer, []).append((step, written))
+
+
+def _own(before: Step, after: Step, machine: Machine, threads: int) -> bool:
+    """Whether every thread touches, in `after`, only that part of what `before` touched that was its own."""
+    return all(
+        step.pixelwise and step.size == after.size and step.size[0] >= BY_ROWS * threads
+        and all(step.rows(machine, vectors) == step.size[0] for vectors in machine.heights)
+        for step in (before, after)
+    )  # fmt: skip
+
+
+def place(steps: list[Step], meetings: set[int], threads: int) -> int:
+    """Give every buffer the lowest place in the arena that no buffer holds while it is needed. Returns the arena's size in bytes.
+
+    Between two meetings some threads are ahead of others: what one of them reads must not be overwritten before the next.
+    """
+    ends = [number for number in range(len(steps)) if threads == 1 or number + 1 in meetings] + [len(steps)]
+    buffers = [step.target for step in steps if step.target]
+    for buffer in buffers:
+        buffer.root.needed = max(buffer.root.needed, next(end for end in ends if end >= buffer.needed))
+    placed: list[Buffer] = []
+    for buffer in buffers:
+        if buffer.over:
+            buffer.offset = buffer.over.offset
+            continue
+        for other in sorted(placed, key=lambda other: other.offset):
+            at_once = other.made <= buffer.needed and buffer.made <= other.needed
+            apart = buffer.offset + buffer.size <= other.offset or other.offset + other.size <= buffer.offset
+            if at_once and not apart:
+                buffer.offset = -(-(other.offset + other.size) // LINE) * LINE
+        placed.append(buffer)
+    return max(buffer.offset + buffer.size for buffer in placed)
