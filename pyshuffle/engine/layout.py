@@ -182,23 +182,25 @@ def meetings(steps: list[Step], machine: Machine, threads: int) -> Iterator[int]
     touched: dict[Buffer, list[tuple[Step, bool]]] = {}  # since the last meeting; whether it was written
     for number, step in enumerate(steps if threads > 1 else ()):
         reads = [buffer.root for buffer in step.reads]
-        at_risk = [before for buffer in reads for before, written in touched.get(buffer, ()) if written]
+        at_risk = [(before, written) for buffer in reads for before, written in touched.get(buffer, ()) if written]
         if step.target and step.target.over:
-            at_risk += [before for before, _ in touched.get(step.target.root, ())]
-        if number == 0 or not all(_own(before, step, machine, threads) for before in at_risk):
+            at_risk += touched.get(step.target.root, ())
+        own = step.pixelwise and _by_rows(step, machine, threads)
+        for before, written in at_risk:
+            own = own and before.size == step.size and _by_rows(before, machine, threads) and (written or before.pixelwise)
+        if number == 0 or (at_risk and not own):
             touched.clear()
             yield number
-        for buffer, written in [*((buffer, False) for buffer in reads), *([(step.target.root, True)] if step.target else [])]:
-            touched.setdefault(buffer, []).append((step, written))
+        for buffer in reads:
+            touched.setdefault(buffer, []).append((step, False))
+        if step.target:
+            touched.setdefault(step.target.root, []).append((step, True))
 
 
-def _own(before: Step, after: Step, machine: Machine, threads: int) -> bool:
-    """Whether every thread touches, in `after`, only that part of what `before` touched that was its own."""
-    return all(
-        step.pixelwise and step.size == after.size and step.size[0] >= BY_ROWS * threads
-        and all(step.rows(machine, vectors) == step.size[0] for vectors in machine.heights)
-        for step in (before, after)
-    )  # fmt: skip
+def _by_rows(step: Step, machine: Machine, threads: int) -> bool:
+    """Whether threads share out the rows of every piece alike."""
+    height, _ = step.size
+    return height >= BY_ROWS * threads and all(step.rows(machine, vectors) == height for vectors in machine.heights)
 
 
 def place(steps: list[Step], meetings: set[int], threads: int) -> int:
