@@ -26,8 +26,9 @@ from ..types import Array, Params
 from .layout import Buffer, Place, Vector, arrange, meetings, place
 from .tiles import Machine
 
-KINDS = ("image", "dense", "window", "maximum", "mean", "output")
-IMAGE, DENSE, WINDOW, MAXIMUM, MEAN, OUTPUT = range(len(KINDS))
+KINDS = ("image", "dense", "window", "maximum", "mean", "output", "stem")
+IMAGE, DENSE, WINDOW, MAXIMUM, MEAN, OUTPUT, STEM = range(len(KINDS))
+BAND = 14  # rows of a max-pooled map for which image and first convolution are computed at a time
 TAPS = 9  # of a 3x3 window
 
 
@@ -126,6 +127,7 @@ class Plan(Ops[Value]):
         self.record(Step(IMAGE, "image", None, None, image, (height, width), []))
         logits = self.settle(net(self, Map(height, width, tuple((image, c) for c in range(3)))))
         self.record(Step(OUTPUT, "logits", None, logits, None, (1, 1), []))
+        self.band()
         arrange(self.steps, machine)
         self.meetings = set(meetings(self.steps, machine, threads))  # the steps before which all threads meet
         self.arena = place(self.steps, self.meetings, threads)  # bytes
@@ -209,6 +211,20 @@ class Plan(Ops[Value]):
             self.record(Step(x.kind, x.name, x, x.source, target, x.size, []))
             self.settled[x] = Map(*x.size, tuple((target, c) for c in range(x.channels)))
         return self.settled[x]
+
+    def band(self) -> None:
+        """Where the network begins as these do, with a 3x3 convolution and a max-pool, make the first three steps one.
+
+        The map between the two is the largest of all. Computed in bands of a few rows it never leaves the near caches: the image and
+        that map then are buffers for one band, of rows 4 r - 3 to 4 (r + BAND) - 1 and 2 r - 1 to 2 (r + BAND) - 1 for pooled rows r on.
+        """
+        image, conv, pool = self.steps[:3]
+        opens = (conv.kind, pool.kind) == (DENSE, MAXIMUM) and conv.what.kernel == 3 and conv.what.stride == 2
+        if opens and conv.reads == [image.target] and pool.reads == [conv.target] and conv.target.needed == 2 > image.target.needed:
+            image.target.layout.height, conv.target.layout.height = 4 * BAND + 2, 2 * BAND + 1
+            image.target.needed = 2
+            self.steps[0] = image._replace(kind=STEM)
+            self.steps[1] = conv._replace(size=(2 * BAND + 1, conv.size[1]))
 
     def record(self, step: Step) -> None:
         for buffer in step.reads:

@@ -81,13 +81,13 @@ class Encoder:
         what, layout = step.what, step.target.layout if step.target else step.source.buffers[0].layout
         target, planes = (step.target.offset + layout.at(0, 0), step.target.planes) if step.target else (0, 0)
         return [step.kind, first, len(self.pieces), sum(piece[ROWS] for piece in pieces), chunks(step, pieces, self.machine.lanes),
-                layout.height * layout.width, layout.width, what.stride if what else 1, bool(what and what.relu),
+                step.size[0] * step.size[1], step.size[1], what.stride if what else 1, bool(what and what.relu),
                 target, layout.row, layout.pixel, layout.halo * planes, layout.plane]  # fmt: skip
 
     def dense(self, step: Step) -> Iterator[dict[int, int]]:
         what, source, target = step.what, step.source, step.target.layout
         groups, taps, inputs, outputs = what.weight.shape
-        height, width = what.size
+        height, width = step.size
         here, margin = source.buffers[0].layout, what.kernel // 2
         i, j = np.divmod(np.arange(height * width), width)
         pixels = self.table(here.at(i * what.stride - margin, j * what.stride - margin) - here.at(-margin, -margin))
@@ -170,7 +170,7 @@ def chunks(step: Step, pieces: list[dict[int, int]], lanes: int) -> int:
     """
     if step.kind != DENSE or sum(piece[COUNT] * piece[VECTORS] * lanes * FLOAT for piece in pieces) > NEAR:
         return 1
-    height, width = step.what.size
+    height, width = step.size
     channels = len(step.source.places) + step.what.channels * (2 if step.what.residual else 1)
     return max(1, height * width * channels * FLOAT // NEAR)
 

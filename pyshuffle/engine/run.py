@@ -22,7 +22,7 @@ from ..ops.jit import helper
 from ..types import Array, Params
 from . import threads as team
 from .layout import BY_ROWS
-from .plan import DENSE, IMAGE, MAXIMUM, MEAN, OUTPUT, WINDOW, Plan
+from .plan import DENSE, MAXIMUM, MEAN, OUTPUT, STEM, WINDOW, Plan
 from .program import (
     BIAS, CHUNKS, COLUMN, COLUMNS, COUNT, FIRST, HALO_PLANES, KIND, LAST, MEET, OFFSETS, PIXELS, PLANE, RELU, RESIDUAL, RESIDUAL_COLUMNS, RESIDUAL_PIXELS, ROWS,
     SOURCE, SOURCE_HEIGHT, SOURCE_PIXEL, SOURCE_PIXELS, SOURCE_ROW, SOURCE_WIDTH, STRIDE, TALL, TARGET, TARGET_PIXEL, TARGET_PIXELS,
@@ -51,10 +51,10 @@ def share(piece_rows, begin, units, thread, threads):
 
 @helper
 def run_dense(step, piece, tables, weights, arena, low, first, last):
-    """Rows first to last of a panel."""
-    vectors, tiles = piece[VECTORS], piece[TILES]
+    """Tiles first to last of a panel."""
+    vectors = piece[VECTORS]
     arguments = (
-        first * tiles, last * tiles, step[PIXELS], arena + piece[SOURCE], tables + piece[SOURCE_PIXELS], tables + piece[OFFSETS], piece[COUNT],
+        first, last, step[PIXELS], arena + piece[SOURCE], tables + piece[SOURCE_PIXELS], tables + piece[OFFSETS], piece[COUNT],
         weights + piece[WEIGHTS], weights + piece[BIAS], arena + step[TARGET], tables + piece[TARGET_PIXELS], tables + piece[COLUMNS],
         piece[RESIDUAL] + arena if piece[RESIDUAL] >= 0 else 0, tables + piece[RESIDUAL_PIXELS], tables + piece[RESIDUAL_COLUMNS], low,
     )  # fmt: skip
@@ -97,16 +97,14 @@ def run_window(step, piece, weights, arena, low, first, last):
 
 
 @helper
-def run_maximum(step, piece, arena, row):
-    """A row of a vector of channels."""
-    last = piece[SOURCE_HEIGHT] - 1
-    source, middle = arena + piece[SOURCE], 2 * row
-    rows = piece[SOURCE_ROW]
-    above, below = max(middle - 1, 0) * rows, min(middle + 1, last) * rows
-    pixel = piece[SOURCE_PIXEL]
+def run_maximum(step, piece, source, target, row, begin, height):
+    """A row of a vector of channels, from a map of the given height of which the source has the rows from `begin` on."""
+    rows, pixel = piece[SOURCE_ROW], piece[SOURCE_PIXEL]
+    x = source + piece[SOURCE] - begin * rows
+    above, middle, below = max(2 * row - 1, 0), 2 * row, min(2 * row + 1, height - 1)
     maximum_tile((
-        source + above, source + middle * rows, source + below, pixel, (piece[SOURCE_WIDTH] - 1) * pixel,
-        arena + step[TARGET] + piece[COLUMN] + row * step[TARGET_ROW], step[TARGET_PIXEL], step[WIDTH],
+        x + above * rows, x + middle * rows, x + below * rows, pixel, (piece[SOURCE_WIDTH] - 1) * pixel,
+        target + step[TARGET] + piece[COLUMN] + row * step[TARGET_ROW], step[TARGET_PIXEL], step[WIDTH],
     ))  # fmt: skip
 
 
@@ -119,22 +117,9 @@ def run_mean(piece, arena, target):
 
 
 @helper
-def run_image(step, arena, image, first, last):
-    """Copy rows of the image, as bits, into the halo; whether one is not finite."""
-    length = step[WIDTH] * step[TARGET_PIXEL] // FLOAT
-    largest = np.int32(0)
-    for row in range(first, last):
-        at = (step[TARGET] + row * step[TARGET_ROW]) // FLOAT
-        source, target = image[row * length : (row + 1) * length], arena[at : at + length]
-        for k in range(length):
-            target[k] = source[k]
-            largest = max(largest, source[k] & MAGNITUDE)
-    return largest >= INFINITY
-
-
-@helper
-def clear_halo(step, arena, height, thread, threads):
-    """Zeros around the map that a step writes."""
+def clear_halo(step, arena, thread, threads):
+    """Zeros around the map that a step writes, if it has a halo."""
+    height = step[PIXELS] // step[WIDTH]
     row, pixel = step[TARGET_ROW] // FLOAT, step[TARGET_PIXEL] // FLOAT
     for plane in range(step[HALO_PLANES]):
         begin = (step[TARGET] + plane * step[PLANE]) // FLOAT - row - pixel
@@ -148,14 +133,55 @@ def clear_halo(step, arena, height, thread, threads):
 
 
 @helper
-def run_step(step, pieces, tables, weights, arena, image, logits, thread, threads):
-    """A thread's share of a step; whether the image has a fault."""
-    kind, height = step[KIND], step[PIXELS] // step[WIDTH]
+def run_image(step, arena, image, begin, first, last):
+    """Copy rows of the image, as bits, to where row `begin` is the first, zeros around it; whether one value is not finite."""
+    pixel, row_length = step[TARGET_PIXEL] // FLOAT, step[TARGET_ROW] // FLOAT
+    length = step[WIDTH] * pixel
+    largest = np.int32(0)
+    for row in range(first, last):
+        at = step[TARGET] // FLOAT - pixel + (row - begin) * row_length
+        target = arena[at : at + row_length]
+        if row < 0 or row * length >= len(image):
+            target[:] = 0
+            continue
+        source = image[row * length : (row + 1) * length]
+        target[:pixel] = 0
+        target[pixel + length :] = 0
+        inner = target[pixel : pixel + length]
+        for k in range(length):
+            inner[k] = source[k]
+            largest = max(largest, source[k] & MAGNITUDE)
+    return largest >= INFINITY
+
+
+@helper
+def run_stem(steps, pieces, tables, weights, arena, own, image, thread, threads):
+    """Image, first convolution and max-pool, in bands of rows whose maps are the thread's own; whether the image has a fault."""
+    copy, conv, pool = steps[0], steps[1], steps[2]
+    low = ZERO if conv[RELU] else LEAST
+    band = (conv[PIXELS] // conv[WIDTH] - 1) // 2
+    rows, height = pool[PIXELS] // pool[WIDTH], (copy[PIXELS] // copy[WIDTH] + 1) // 2
+    last = rows * (thread + 1) // threads
+    fault = False
+    clear_halo(pool, arena, thread, threads)
+    for begin in range(rows * thread // threads, last, band):
+        end = min(begin + band, last)
+        fault |= run_image(copy, own.view(np.int32), image, 4 * begin - 2, 4 * begin - 3, 4 * end)
+        for at in range(conv[FIRST], conv[LAST]):
+            tiles = -(-(2 * (end - begin) + 1) * conv[WIDTH] // pieces[at, TALL])
+            run_dense(conv, pieces[at], tables.ctypes.data, weights.ctypes.data, own.ctypes.data, low, 0, tiles)
+        for at in range(pool[FIRST], pool[LAST]):
+            for row in range(begin, end):
+                run_maximum(pool, pieces[at], own.ctypes.data, arena.ctypes.data, row, 2 * begin - 1, height)
+    return fault
+
+
+@helper
+def run_step(step, pieces, tables, weights, arena, logits, thread, threads):
+    """A thread's share of a step."""
+    kind = step[KIND]
     memory, low = arena.ctypes.data, ZERO if step[RELU] else LEAST
-    if step[HALO_PLANES]:
-        clear_halo(step, arena, height, thread, threads)
-    if kind == IMAGE:
-        return run_image(step, arena.view(np.int32), image.view(np.int32), height * thread // threads, height * (thread + 1) // threads)
+    clear_halo(step, arena, thread, threads)
     for chunk in range(step[CHUNKS]):
         begin = 0
         for at in range(step[FIRST], step[LAST]):
@@ -167,19 +193,29 @@ def run_step(step, pieces, tables, weights, arena, image, logits, thread, thread
             if first >= last:
                 continue
             if kind == DENSE:
-                run_dense(step, piece, tables.ctypes.data, weights.ctypes.data, memory, low, first, last)
+                tiles = piece[TILES]
+                run_dense(step, piece, tables.ctypes.data, weights.ctypes.data, memory, low, first * tiles, last * tiles)
             elif kind == WINDOW:
                 run_window(step, piece, weights.ctypes.data, memory, low, first, last)
             elif kind == MAXIMUM:
                 for row in range(first, last):
-                    run_maximum(step, piece, memory, row)
+                    run_maximum(step, piece, memory, memory, row, 0, piece[SOURCE_HEIGHT])
             elif kind == MEAN:
                 run_mean(piece, memory, memory + step[TARGET] + piece[COLUMN])
             elif kind == OUTPUT:
                 places = tables[piece[OFFSETS] // 4 :][: len(logits)]
                 for k in range(len(logits)):
                     logits[k] = arena[places[k] // FLOAT]
-    return False
+
+
+@helper
+def run_begin(steps, pieces, tables, weights, arena, own, image, thread, threads):
+    """A thread's share of the steps that read the image; whether it has a fault."""
+    if steps[0, KIND] == STEM:
+        return run_stem(steps, pieces, tables, weights, arena, own, image.view(np.int32), thread, threads)
+    rows = steps[0, PIXELS] // steps[0, WIDTH] + 2  # with those of the halo
+    first, last = rows * thread // threads - 1, rows * (thread + 1) // threads - 1
+    return run_image(steps[0], arena.view(np.int32), image.view(np.int32), 0, first, last)
 
 
 @helper
@@ -188,18 +224,21 @@ def run(steps, pieces, tables, weights, arenas, words, let_run, thread, threads)
     count, length, classes = look(words, BATCH), steps[0, PIXELS] * 3, pieces[-1, COUNT]
     images = numba.carray(floats(look(words, IMAGES)), (count, length))
     logits = numba.carray(floats(look(words, LOGITS)), (count, classes))
-    whole, faults = count // threads * threads, 0  # of these images each thread takes every so-manieth
-    for n in range(thread, whole, threads):
-        for s in range(len(steps)):
-            faults += run_step(steps[s], pieces, tables, weights, arenas[thread], images[n], logits[n], 0, 1)
-    if faults:
-        exchange(words, FAULT, 1)
-    for n in range(whole, count):
-        for s in range(len(steps)):
+    own, begun = arenas[thread], 3 if steps[0, KIND] == STEM else 1
+    whole = count // threads * threads
+    for n in range(thread, whole, threads):  # an image for each thread
+        if run_begin(steps, pieces, tables, weights, own, own, images[n], 0, 1):
+            exchange(words, FAULT, 1)
+        for s in range(begun, len(steps)):
+            run_step(steps[s], pieces, tables, weights, own, logits[n], 0, 1)
+    for n in range(whole, count):  # all threads for an image
+        meet(words, threads, let_run)
+        if run_begin(steps, pieces, tables, weights, arenas[0], own, images[n], thread, threads):
+            exchange(words, FAULT, 1)
+        for s in range(begun, len(steps)):
             if steps[s, MEET]:
                 meet(words, threads, let_run)
-            if run_step(steps[s], pieces, tables, weights, arenas[0], images[n], logits[n], thread, threads):
-                exchange(words, FAULT, 1)
+            run_step(steps[s], pieces, tables, weights, arenas[0], logits[n], thread, threads)
     meet(words, threads, let_run)
 
 
