@@ -1,55 +1,256 @@
-"""How long one forward pass takes: `python bench.py --arch v2 --width 1.0`."""
+"""How fast the networks are here: `python bench.py --arch v2 --width 1.0`.
+
+Times on a shared machine drift: read the ratios. `--against` runs other runtimes on the same network, parameters and images, each in a
+process of its own on the same cores, in turn with pyshuffle, after comparing their logits with its own.
+"""
 
 import argparse
+import json
+import os
+import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from pyshuffle import cli, nets
+from pyshuffle import cli, engine, nets
 from pyshuffle.backends.cost import count
-from pyshuffle.backends.numba import Numba
-from pyshuffle.errors import ShapeError
+from pyshuffle.engine.profile import Row, peak, profile
+from pyshuffle.errors import PyShuffleError, ShapeError
 from pyshuffle.init import initialise
+from pyshuffle.types import Array, Params
+
+PHOTO = Path(__file__).parent / "tests" / "photos" / "coffee.png"
+TOLERANCE = 1e-4  # of the largest logit, between runtimes
+TURN = 0.3  # seconds that each side is timed for before it is the other's turn
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     nets.check_size(args.size)
-    if min(args.batch, args.repeats) < 1:
-        raise ShapeError(f"batch={args.batch}, repeats={args.repeats}: both must be at least 1")
-    net = cli.net_from_options(args)
-    rows = count(net, args.size)
-    macs = sum(row.macs for row in rows)
-    print(f"{net}")
-    print(f"{macs / 1e6:.2f} million multiply-adds, {sum(row.params for row in rows):,} parameters")
-
-    ops = Numba(initialise(net))
-    images = np.random.default_rng(0).standard_normal((args.batch, args.size, args.size, 3)).astype(np.float32)
-    first, *times = [seconds(net, ops, images) for _ in range(args.repeats + 3)]
-    median, slow = np.percentile(times[2:], (50, 90))  # two more to burn in
-    print(f"first call {first:.2f} s (compiles, or loads what was compiled before)")
-    print(
-        f"batch {args.batch}, {args.size} x {args.size}: median {median * 1e3:.2f} ms, 90th percentile {slow * 1e3:.2f} ms, "
-        f"{args.batch / median:.1f} images/s, {2 * macs * args.batch / median / 1e9:.1f} GFLOP/s"
-    )
+    if min(args.batch, args.rounds) < 1:
+        raise ShapeError(f"batch={args.batch}, rounds={args.rounds}: both must be at least 1")
+    results: dict[str, Any] = {"size": args.size, "batch": args.batch, "threads": args.threads}
+    if args.sweep:
+        results["sweep"] = sweep(args)
+    else:
+        net = cli.net_from_options(args)
+        results |= nets.describe(net) | one(net, args)
+    if args.plot:
+        plot(results, args.plot)
+    if args.json:
+        args.json.write_text(json.dumps(results, indent=1))
     return 0
 
 
-def seconds(net: nets.Net, ops: Numba, images: np.ndarray) -> float:
+def one(net: nets.Net, args: argparse.Namespace) -> dict[str, Any]:
+    """Everything about one network."""
+    rows = count(net, args.size)
+    params, images = initialise(net), pictures(args)
+    print(net)
+    print(f"{sum(row.macs for row in rows) / 1e6:.2f} million multiply-adds, {sum(row.params for row in rows):,} parameters")
+    results = timed(net, params, images, args)
+    print(
+        f"batch {args.batch}, {args.size} x {args.size}, {args.threads} thread{'s' * (args.threads > 1)}: "
+        f"median {results['median_ms']:.2f} ms, 90th percentile {results['p90_ms']:.2f} ms, {results['images_per_s']:.1f} images/s"
+    )
+    print(
+        f"{results['gflops']:.1f} GFLOP/s, {results['of_peak']:.0%} of the {results['peak_gflops']:.0f} that {args.threads} "
+        f"core{'s' * (args.threads > 1)} can do at best"
+    )
+    if args.against:
+        results["against"] = [compared(name, net, params, images, args) for name in args.against.split(",")]
+    if args.profile:
+        table = profile(engine.compile(net, params, images.shape, 1), images[0])
+        print(*profiled(table), sep="\n")
+        results["profile"] = [row._asdict() for row in table]
+    if args.startup:
+        results |= startup(net, args)
+    return results
+
+
+def timed(net: nets.Net, params: Params, images: Array, args: argparse.Namespace) -> dict[str, Any]:
+    """The times of a network, in turn with the peak of the machine."""
+    model = engine.compile(net, params, images.shape, args.threads)
+    seconds(model, images)  # compiles, or loads what was compiled before
+    calls = max(1, round(TURN / 3 / seconds(model, images)))
+    times, peaks = [], []
+    for _ in range(args.rounds):
+        peaks.append(peak() * args.threads)
+        times += [seconds(model, images) for _ in range(calls)]
+    median, slow = np.percentile(times, (50, 90))
+    gflops = 2 * sum(row.macs for row in count(net, args.size, args.batch)) / median / 1e9
+    return {
+        "median_ms": median * 1e3, "p90_ms": slow * 1e3, "images_per_s": args.batch / median, "gflops": gflops,
+        "peak_gflops": float(np.median(peaks)), "of_peak": gflops / float(np.median(peaks)),
+    }  # fmt: skip
+
+
+def seconds(model: engine.Model, images: Array) -> float:
     began = time.perf_counter()
-    net(ops, images)
+    model(images)
     return time.perf_counter() - began
 
 
+def compared(name: str, net: nets.Net, params: Params, images: Array, args: argparse.Namespace) -> dict[str, Any]:
+    """pyshuffle and a peer in turn. Raises PyShuffleError where it is not installed, fails, or answers otherwise."""
+    from pyshuffle.peers import Job, Peer
+
+    job = Job(net, params, images, args.threads)
+    ours, theirs = Peer("pyshuffle", job), None
+    try:
+        theirs = Peer(name, job)
+        away = float(np.abs(theirs.logits - ours.logits).max() / np.abs(ours.logits).max())
+        if not away <= TOLERANCE:
+            raise PyShuffleError(f"{name} gives other logits: they differ by {away:.1e} of the largest, {TOLERANCE:.0e} is allowed")
+        calls = [max(1, round(TURN / min(side.time(3)))) for side in (ours, theirs)]
+        turns = np.array([[np.median(side.time(n)) for side, n in zip((ours, theirs), calls, strict=True)] for _ in range(args.rounds)])
+    finally:
+        ours.close()
+        if theirs:
+            theirs.close()
+    low, ratio, high = np.percentile(turns[:, 1] / turns[:, 0], (25, 50, 75))
+    own, other = np.median(turns, axis=0) * 1e3
+    print(
+        f"{name:12} {other:8.2f} ms against {own:8.2f} ms: {ratio:.2f} times as long (half of {len(turns)} turns within {low:.2f} to "
+        f"{high:.2f}), logits within {away:.0e}"
+    )
+    return {"peer": name, "ms": other, "pyshuffle_ms": own, "ratio": ratio, "quartiles": [low, high], "logits": away}
+
+
+def profiled(table: list[Row]) -> Iterator[str]:
+    """By layer, then by kind of step."""
+    total = sum(row.seconds for row in table)
+    yield f"\n{'layer':<24} {'kind':<14} {'output':>9} {'MMACs':>8} {'us':>8} {'share':>6} {'GFLOP/s':>8}"
+    for row in table:
+        height, width = row.size
+        yield (
+            f"{row.name:<24} {row.kind:<14} {f'{height} x {width}':>9} {row.macs / 1e6:8.2f} {row.seconds * 1e6:8.1f} "
+            f"{row.seconds / total:6.1%} {2e-9 * row.macs / row.seconds if row.seconds else 0:8.1f}"
+        )
+    yield ""
+    for kind in dict.fromkeys(row.kind for row in table):
+        took = sum(row.seconds for row in table if row.kind == kind)
+        yield f"{kind:<39} {took * 1e6:27.1f} {took / total:6.1%}"
+    yield f"{'one thread, step by step':<39} {total * 1e6:27.1f}"
+
+
+def startup(net: nets.Net, args: argparse.Namespace) -> dict[str, Any]:
+    """What the first calls cost: in new processes, without anything compiled and with."""
+    settings = {name: value for name, value in nets.describe(net).items() if name != "arch"}
+    script = (
+        "import time, numpy as np; from pyshuffle import engine, nets; from pyshuffle.init import initialise; "
+        f"net = nets.build({net.arch!r}, **{settings!r}); params = initialise(net); "
+        f"x = np.zeros((1, {args.size}, {args.size}, 3), np.float32); began = time.perf_counter(); "
+        f"engine.compile(net, params, x.shape, {args.threads})(x); print(time.perf_counter() - began)"
+    )
+    with tempfile.TemporaryDirectory() as cache:
+        cold, cached = (float(finished([sys.executable, "-c", script], cache)[0]) for _ in range(2))
+    print(f"compiling it, first call included: {cold:.2f} s at first, {cached:.2f} s once it is cached")
+    with tempfile.TemporaryDirectory() as cache:
+        command = [sys.executable, "-m", "pyshuffle.classify", str(PHOTO)]
+        (_, first, _), (_, second, memory) = (finished(command, cache) for _ in range(2))
+    print(f"classify, the whole process: {first:.2f} s at first, then {second:.2f} s and {memory:.0f} MB at its peak")
+    return {
+        "compile_s": cold, "compile_cached_s": cached, "classify_first_s": first, "classify_s": second, "classify_mb": memory
+    }  # fmt: skip
+
+
+def finished(command: list[str], cache: str) -> tuple[str, float, float]:
+    """What a process printed, the seconds it took, and its peak memory in MB. Raises PyShuffleError where it failed."""
+    began = time.perf_counter()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"NUMBA_CACHE_DIR": cache}) as process:
+        assert process.stdout is not None
+        output = process.stdout.read()
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise PyShuffleError(f"{' '.join(command[1:3])} ended with exit code {process.returncode}")
+    return output, time.perf_counter() - began, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
+
+
+def sweep(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """A table of every network."""
+    print(f"{'network':<34} {'MMACs':>8} {'parameters':>11} {'ms':>8} {'images/s':>9} {'GFLOP/s':>8} {'of peak':>8}")
+    table = []
+    for label, net in every_net():
+        rows = count(net, args.size)
+        macs, held = sum(row.macs for row in rows), sum(row.params for row in rows)
+        result = timed(net, initialise(net), pictures(args), args)
+        print(
+            f"{label:<34} {macs / 1e6:8.1f} {held:11,} {result['median_ms']:8.2f} {result['images_per_s']:9.1f} "
+            f"{result['gflops']:8.1f} {result['of_peak']:8.0%}",
+            flush=True,
+        )
+        table.append({"network": label, "macs": macs, "params": held} | result)
+    return table
+
+
+def every_net() -> Iterator[tuple[str, nets.Net]]:
+    """Every architecture, width and group count, once each."""
+    seen = set()
+    for kind in nets.ARCHS.values():
+        for net in kind.variants():
+            settings = nets.describe(net)
+            label = " ".join(f"{name} {settings[name]}" for name in ("arch", "groups", "width") if name in settings)
+            if label not in seen:
+                seen.add(label)
+                yield label, net
+
+
+def pictures(args: argparse.Namespace) -> Array:
+    shape = (args.batch, args.size, args.size, 3)
+    return np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+
+
+def plot(results: dict[str, Any], file: Path) -> None:
+    """Speed against multiply-adds for a sweep, otherwise the time of each step. Raises PyShuffleError without matplotlib."""
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError:
+        raise PyShuffleError("--plot needs matplotlib: pip install 'pyshuffle[plot]'") from None
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    axes = figure.subplots()
+    if "sweep" in results:
+        for row in results["sweep"]:
+            axes.scatter(row["macs"] / 1e6, row["images_per_s"], color="C0" if row["network"].startswith("arch v2") else "C1")
+            axes.annotate(row["network"].removeprefix("arch "), (row["macs"] / 1e6, row["images_per_s"]), fontsize=7)
+        axes.set(xscale="log", yscale="log", xlabel="million multiply-adds", ylabel="images/s")
+    else:
+        rows = results["profile"]
+        kinds = list(dict.fromkeys(row["kind"] for row in rows))
+        colours = [f"C{kinds.index(row['kind'])}" for row in rows]
+        axes.barh([row["name"] for row in rows], [row["seconds"] * 1e6 for row in rows], color=colours)
+        for number, kind in enumerate(kinds):
+            axes.barh([rows[0]["name"]], [0], color=f"C{number}", label=kind)
+        axes.invert_yaxis()
+        axes.tick_params(axis="y", labelsize=6)
+        axes.set(xlabel="microseconds, one thread")
+        axes.legend()
+    figure.savefig(file)
+
+
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = cli.Parser(prog="bench", description="Time one forward pass.")
+    parser = cli.Parser(prog="bench", description="Time a network.")
     cli.add_net_options(parser)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     parser.add_argument("--size", type=int, default=224, help="side of the images in pixels (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=1, help="images at once (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=30, help="timed calls (default: %(default)s)")
-    return parser.parse_args(argv)
+    parser.add_argument("--threads", type=int, default=cores, help="(default: %(default)s, all cores)")
+    parser.add_argument("--rounds", type=int, default=15, help="turns of each side (default: %(default)s)")
+    parser.add_argument("--against", metavar="PEERS", help="compare with some of onnxruntime,openvino,ncnn,torch")
+    parser.add_argument("--profile", action="store_true", help="time by layer and by kind of step")
+    parser.add_argument("--no-startup", dest="startup", action="store_false", help="leave out what the first calls cost")
+    parser.add_argument("--sweep", action="store_true", help="all networks instead of one")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there, too")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the sweep, or the profile")
+    args = parser.parse_args(argv)
+    args.profile |= bool(args.plot) and not args.sweep
+    return args
 
 
 if __name__ == "__main__":

@@ -4,10 +4,11 @@ Exit code 0: every image is answered; 1: some are, and each other one is explain
 """
 
 import argparse
+import functools
 import json
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TextIO, TypedDict
 
@@ -38,6 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     checkpoint = weights.load(args.weights or default_weights())
     labels = labels_of(checkpoint, args.labels)
     preprocess = image.PRESETS.get(args.preprocess) or checkpoint.preprocess or image.TORCHVISION
+    compiled = functools.cache(lambda: predictor(checkpoint, preprocess.crop))  # when the first image has been read
     answers, failures = [], 0
     for file in files_of(args.images):
         try:
@@ -46,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
             cli.complain(error)
             failures += 1
             continue
-        top = best(predict(checkpoint, pixels), labels, args.top)
+        top = best(compiled()(pixels), labels, args.top)
         answers.append({"file": file, "top": top})
         if not args.json:
             print(file, *(line(guess, sys.stdout) for guess in top), sep="\n")
@@ -108,15 +110,23 @@ def load(file: str, preprocess: image.Preprocess) -> Array:
     return image.load(sys.stdin.buffer, preprocess)
 
 
-def predict(checkpoint: Checkpoint, pixels: Array) -> Array:
-    """(1, H, W, 3) float32 -> probabilities (classes,). Raises WeightsError where the network answers with no number."""
-    from .backends.numba import Numba  # here, so that a wrong argument is not answered half a second later
+def predictor(checkpoint: Checkpoint, size: int) -> Callable[[Array], Array]:
+    """The checkpoint compiled for images of that size: (1, size, size, 3) float32 -> probabilities (classes,).
+
+    What it returns raises WeightsError where the network answers with no number.
+    """
+    from . import engine  # here, so that a wrong argument is not answered half a second later
     from .ops.loss import softmax
 
-    logits = checkpoint.net(Numba(checkpoint.params), pixels)
-    if not np.isfinite(logits).all():
-        raise WeightsError("the network's answer is not finite: the weights are damaged")
-    return softmax(logits)[0]
+    model = engine.compile(checkpoint.net, checkpoint.params, (1, size, size, 3))
+
+    def predict(pixels: Array) -> Array:
+        logits = model(pixels)
+        if not np.isfinite(logits).all():
+            raise WeightsError("the network's answer is not finite: the weights are damaged")
+        return softmax(logits)[0]
+
+    return predict
 
 
 def best(probabilities: Array, labels: Sequence[str], top: int) -> list[Guess]:

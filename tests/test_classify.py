@@ -204,7 +204,7 @@ def test_weights_that_answer_with_no_number():
     broken = checkpoint()
     broken.params["fc.weight"][0, 0] = np.nan
     with pytest.raises(WeightsError, match="not finite"):
-        classify.predict(broken, image.load(CHELSEA, SMALL))
+        classify.predictor(broken, SMALL.crop)(image.load(CHELSEA, SMALL))
 
 
 def test_default_weights(tmp_path, monkeypatch):

@@ -4,6 +4,8 @@ ONNX computes with channels first, so the graph takes (N, 3, H, W) images; N is 
 written as it is, not folded: every runtime folds it.
 """
 
+import json
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -112,8 +114,11 @@ class Graph(Ops[Value]):
         return value
 
 
-def model(net: Net, params: Params, size: tuple[int, int] = (224, 224)) -> onnx.ModelProto:
-    """The checked ONNX model: `image` (N, 3, H, W) float32 -> `logits` (N, classes). Raises WeightsError for params of another net."""
+def model(net: Net, params: Params, size: tuple[int, int] = (224, 224), labels: Sequence[str] = ()) -> onnx.ModelProto:
+    """The checked ONNX model: `image` (N, 3, H, W) float32 -> `logits` (N, classes). The labels become a property of it.
+
+    Raises WeightsError for params of another network.
+    """
     check_params(net, params)
     graph = Graph(params)
     image = Value("image", (3, *size))
@@ -126,5 +131,7 @@ def model(net: Net, params: Params, size: tuple[int, int] = (224, 224)) -> onnx.
     content = helper.make_graph(graph.nodes, net.arch, ends[:1], ends[1:], list(graph.constants.values()))
     opsets = [helper.make_opsetid("", OPSET)]
     made = helper.make_model(content, opset_imports=opsets, ir_version=IR_VERSION, producer_name="pyshuffle")
+    if labels:
+        helper.set_model_props(made, {"labels": json.dumps(labels)})
     onnx.checker.check_model(made, full_check=True)
     return made

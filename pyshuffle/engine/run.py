@@ -32,6 +32,7 @@ from .threads import ASLEEP, BATCH, CLOSED, FAULT, IMAGES, LOGITS, WORD, announc
 from .tiles import FLOAT, average_tile, dense_tile, machine, maximum_tile, window_tile
 
 ZERO = np.float32(0)
+SOLE, ONE = np.int64(0), np.int64(1)  # the first thread of one; as typed numbers, since for literal ones all is compiled once more
 LEAST = np.float32(-np.inf)
 INFINITY = np.int32(0x7F800000)  # as bits; above it is what is not a number
 MAGNITUDE = np.int32(0x7FFFFFFF)  # all bits but the sign
@@ -169,7 +170,7 @@ def run_stem(steps, pieces, tables, weights, arena, own, image, thread, threads)
         fault |= run_image(copy, own.view(np.int32), image, 4 * begin - 2, 4 * begin - 3, 4 * end)
         for at in range(conv[FIRST], conv[LAST]):
             tiles = -(-(2 * (end - begin) + 1) * conv[WIDTH] // pieces[at, TALL])
-            run_dense(conv, pieces[at], tables.ctypes.data, weights.ctypes.data, own.ctypes.data, low, 0, tiles)
+            run_dense(conv, pieces[at], tables.ctypes.data, weights.ctypes.data, own.ctypes.data, low, SOLE, tiles)
         for at in range(pool[FIRST], pool[LAST]):
             for row in range(begin, end):
                 run_maximum(pool, pieces[at], own.ctypes.data, arena.ctypes.data, row, 2 * begin - 1, height)
@@ -183,7 +184,7 @@ def run_step(step, pieces, tables, weights, arena, logits, thread, threads):
     memory, low = arena.ctypes.data, ZERO if step[RELU] else LEAST
     clear_halo(step, arena, thread, threads)
     for chunk in range(step[CHUNKS]):
-        begin = 0
+        begin = SOLE
         for at in range(step[FIRST], step[LAST]):
             piece = pieces[at]
             first, last = share(piece[ROWS], begin, step[UNITS], thread, threads)
@@ -199,7 +200,7 @@ def run_step(step, pieces, tables, weights, arena, logits, thread, threads):
                 run_window(step, piece, weights.ctypes.data, memory, low, first, last)
             elif kind == MAXIMUM:
                 for row in range(first, last):
-                    run_maximum(step, piece, memory, memory, row, 0, piece[SOURCE_HEIGHT])
+                    run_maximum(step, piece, memory, memory, row, SOLE, piece[SOURCE_HEIGHT])
             elif kind == MEAN:
                 run_mean(piece, memory, memory + step[TARGET] + piece[COLUMN])
             elif kind == OUTPUT:
@@ -215,7 +216,7 @@ def run_begin(steps, pieces, tables, weights, arena, own, image, thread, threads
         return run_stem(steps, pieces, tables, weights, arena, own, image.view(np.int32), thread, threads)
     rows = steps[0, PIXELS] // steps[0, WIDTH] + 2  # with those of the halo
     first, last = rows * thread // threads - 1, rows * (thread + 1) // threads - 1
-    return run_image(steps[0], arena.view(np.int32), image.view(np.int32), 0, first, last)
+    return run_image(steps[0], arena.view(np.int32), image.view(np.int32), SOLE, first, last)
 
 
 @helper
@@ -224,40 +225,39 @@ def run(steps, pieces, tables, weights, arenas, words, let_run, thread, threads)
     count, length, classes = look(words, BATCH), steps[0, PIXELS] * 3, pieces[-1, COUNT]
     images = numba.carray(floats(look(words, IMAGES)), (count, length))
     logits = numba.carray(floats(look(words, LOGITS)), (count, classes))
-    own, begun = arenas[thread], 3 if steps[0, KIND] == STEM else 1
-    whole = count // threads * threads
-    for n in range(thread, whole, threads):  # an image for each thread
-        if run_begin(steps, pieces, tables, weights, own, own, images[n], 0, 1):
+    begun = 3 if steps[0, KIND] == STEM else 1
+    rounds = count // threads  # in which there is an image for each thread; then all threads work on one
+    for turn in range(rounds + count % threads):
+        alone = turn < rounds
+        n = turn * threads + thread if alone else turn + rounds * (threads - 1)
+        arena, part, parts = (arenas[thread], SOLE, ONE) if alone else (arenas[0], thread, threads)
+        if not alone:
+            meet(words, threads, let_run)
+        if run_begin(steps, pieces, tables, weights, arena, arenas[thread], images[n], part, parts):
             exchange(words, FAULT, 1)
         for s in range(begun, len(steps)):
-            run_step(steps[s], pieces, tables, weights, own, logits[n], 0, 1)
-    for n in range(whole, count):  # all threads for an image
-        meet(words, threads, let_run)
-        if run_begin(steps, pieces, tables, weights, arenas[0], own, images[n], thread, threads):
-            exchange(words, FAULT, 1)
-        for s in range(begun, len(steps)):
-            if steps[s, MEET]:
+            if steps[s, MEET] and not alone:
                 meet(words, threads, let_run)
-            run_step(steps[s], pieces, tables, weights, arenas[0], logits[n], thread, threads)
+            run_step(steps[s], pieces, tables, weights, arena, logits[n], part, parts)
     meet(words, threads, let_run)
 
 
 @helper
 def work(steps, pieces, tables, weights, arenas, words, locks, take_lock, open_lock, let_run, worker):
     """One call, led; or, for a worker from 0 on, a share of every call until the model is closed."""
-    threads = len(locks) + 1
-    if worker < 0:
+    threads, calls = len(locks) + 1, SOLE
+    leads = worker < 0
+    if leads:
         announce(words, locks, open_lock)
-        if not look(words, CLOSED):
-            run(steps, pieces, tables, weights, arenas, words, let_run, 0, threads)
-        return
-    calls = 0
     while True:
-        await_call(words, locks[worker], worker, calls, take_lock)
-        calls += 1
+        if not leads:
+            await_call(words, locks[worker], worker, calls, take_lock)
         if look(words, CLOSED):
             return
         run(steps, pieces, tables, weights, arenas, words, let_run, worker + 1, threads)
+        if leads:
+            return
+        calls += 1
 
 
 class Team:
@@ -294,26 +294,26 @@ class Model:
 
     def __init__(self, plan: Plan) -> None:
         self.plan, self.threads = plan, plan.threads
-        self._program = encode(plan)
+        self.program = encode(plan)
         self._begin()
 
     def _begin(self) -> None:
         self._lock = threading.Lock()
-        self._team = Team(self._program, self.threads)
-        self._end = weakref.finalize(self, self._team.close)
+        self.team = Team(self.program, self.threads)
+        self._end = weakref.finalize(self, self.team.close)
 
     def __call__(self, x: Array) -> Array:
         height, width = self.plan.size
         if x.dtype != np.float32 or x.ndim != 4 or x.shape[1:] != (height, width, 3) or not len(x):
             raise ShapeError(f"x is {x.dtype} of shape {x.shape}: the model was compiled for float32 (N, {height}, {width}, 3)")
-        if os.getpid() != self._team.process:
+        if os.getpid() != self.team.process:
             self._begin()  # a forked child has the memory, but not the threads
         x = np.ascontiguousarray(x)
-        logits = np.empty((len(x), int(self._program.pieces[-1, COUNT])), np.float32)
+        logits = np.empty((len(x), int(self.program.pieces[-1, COUNT])), np.float32)
         with self._lock:
-            words = self._team.words
+            words = self.team.words
             words[FAULT], words[IMAGES], words[LOGITS], words[BATCH] = 0, x.ctypes.data, logits.ctypes.data, len(x)
-            work(*self._team.arguments, -1)
+            work(*self.team.arguments, -1)
             fault = words[FAULT]
         if fault:
             raise ShapeError("x holds a value that is not finite")

@@ -1,0 +1,231 @@
+"""Other runtimes on the same network with the same parameters, each in a process of its own, for bench.py to compare with.
+
+`Peer("onnxruntime", job)` starts one; `peer.logits` are its answer, `peer.time(calls)` the seconds of each call. pyshuffle is one of
+them, so that both sides are measured in the same way. All but it need the extra `peers`.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .backends.ops import Ops
+from .errors import PyShuffleError
+from .nets import Net
+from .ops.batchnorm import EPS
+from .types import Array, Params
+
+BATCHNORM = ("running_mean", "running_var", "weight", "bias")
+
+
+class Job(NamedTuple):
+    """What is to be timed."""
+
+    net: Net
+    params: Params
+    images: Array  # (N, H, W, 3)
+    threads: int
+
+
+def pyshuffle(job: Job) -> Callable[[], Array]:
+    from . import engine
+
+    model = engine.compile(job.net, job.params, job.images.shape, job.threads)
+    return lambda: model(job.images)
+
+
+def onnxruntime(job: Job) -> Callable[[], Array]:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = job.threads, 3
+    session = onnxruntime.InferenceSession(_onnx(job), options, providers=["CPUExecutionProvider"])
+    images = _channels_first(job.images)
+    return lambda: session.run(None, {"image": images})[0]
+
+
+def openvino(job: Job) -> Callable[[], Array]:
+    import openvino
+
+    core = openvino.Core()
+    model = core.read_model(_onnx(job))
+    model.reshape(_channels_first(job.images).shape)
+    settings = {"INFERENCE_NUM_THREADS": job.threads, "INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+    request = core.compile_model(model, "CPU", settings).create_infer_request()
+    images = _channels_first(job.images)
+    return lambda: request.infer({0: images}, share_inputs=True)[0]
+
+
+def ncnn(job: Job) -> Callable[[], Array]:
+    import ncnn
+    import pnnx
+
+    images = _channels_first(job.images)
+    net = ncnn.Net()
+    net.opt.num_threads = job.threads
+    for setting in ("use_fp16_packed", "use_fp16_storage", "use_fp16_arithmetic", "use_bf16_storage", "use_int8_inference"):
+        setattr(net.opt, setting, False)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder)
+        (path / "model.onnx").write_bytes(_onnx(job))
+        shape = f"inputshape=[1,{','.join(map(str, images.shape[1:]))}]"
+        subprocess.run([pnnx.EXEC_PATH, "model.onnx", shape, "fp16=0"], cwd=path, check=True, capture_output=True)
+        net.load_param(str(path / "model.ncnn.param"))
+        net.load_model(str(path / "model.ncnn.bin"))
+
+    def run() -> Array:  # ncnn has no batches
+        answers = []
+        for image in images:
+            extractor = net.create_extractor()
+            extractor.input("in0", ncnn.Mat(image))
+            answers.append(np.array(extractor.extract("out0")[1]))
+        return np.stack(answers)
+
+    return run
+
+
+def torch(job: Job) -> Callable[[], Array]:
+    import torch
+
+    torch.set_num_threads(job.threads)
+    ops = _torch_ops(job.params)
+    images = torch.from_numpy(_channels_first(job.images))
+
+    def run() -> Array:
+        with torch.inference_mode():
+            return job.net(ops, images).numpy()
+
+    return run
+
+
+def _torch_ops(params: Params) -> Ops[Any]:
+    import torch
+    from torch.nn import functional
+
+    def oihw(name: str) -> Any:
+        weight = params[name]
+        return torch.from_numpy(np.ascontiguousarray(weight.transpose(3, 2, 0, 1) if weight.ndim == 4 else weight.transpose(2, 0, 1)[:, None]))
+
+    tensors = {name: oihw(name) if array.ndim in (3, 4) else torch.from_numpy(array.T.copy()) for name, array in params.items()}
+
+    class Torch(Ops[Any]):
+        """The network by PyTorch, channels first."""
+
+        def conv(self, x: Any, name: str, out: int, kernel: int = 1, stride: int = 1, groups: int = 1) -> Any:
+            return functional.conv2d(x, tensors[f"{name}.weight"], None, stride, kernel // 2, 1, groups)
+
+        def depthwise(self, x: Any, name: str, stride: int = 1) -> Any:
+            return functional.conv2d(x, tensors[f"{name}.weight"], None, stride, 1, 1, x.shape[1])
+
+        def batchnorm(self, x: Any, name: str) -> Any:
+            return functional.batch_norm(x, *(tensors[f"{name}.{entry}"] for entry in BATCHNORM), eps=EPS)
+
+        def relu(self, x: Any) -> Any:
+            return functional.relu(x)
+
+        def maxpool(self, x: Any) -> Any:
+            return functional.max_pool2d(x, 3, 2, 1)
+
+        def avgpool(self, x: Any) -> Any:
+            return functional.avg_pool2d(x, 3, 2, 1)
+
+        def split(self, x: Any) -> tuple[Any, Any]:
+            left, right = x.chunk(2, dim=1)
+            return left, right
+
+        def concat(self, a: Any, b: Any) -> Any:
+            return torch.cat((a, b), dim=1)
+
+        def shuffle(self, x: Any, groups: int) -> Any:
+            return functional.channel_shuffle(x, groups)
+
+        def add(self, a: Any, b: Any) -> Any:
+            return a + b
+
+        def mean(self, x: Any) -> Any:
+            return x.mean((2, 3))
+
+        def linear(self, x: Any, name: str, out: int, bias: bool = True) -> Any:
+            return functional.linear(x, tensors[f"{name}.weight"], tensors[f"{name}.bias"] if bias else None)
+
+    return Torch()
+
+
+def _onnx(job: Job) -> bytes:
+    from .backends.onnx import model
+
+    return model(job.net, job.params, job.images.shape[1:3]).SerializeToString()
+
+
+def _channels_first(images: Array) -> Array:
+    return np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+
+
+RUNTIMES = {runtime.__name__: runtime for runtime in (pyshuffle, onnxruntime, openvino, ncnn, torch)}
+
+
+class Peer:
+    """A runtime at work in another process. Raises PyShuffleError where it is not installed or fails."""
+
+    def __init__(self, name: str, job: Job) -> None:
+        if name not in RUNTIMES:
+            raise PyShuffleError(f"there is no peer {name!r}: choose from {', '.join(list(RUNTIMES)[1:])}")
+        self.name = name
+        self.pipe, theirs = multiprocessing.Pipe()
+        self.process = multiprocessing.get_context("spawn").Process(target=_serve, args=(theirs, name, job), daemon=True)
+        self.process.start()
+        theirs.close()
+        self.logits: Array = self._answer()
+
+    def time(self, calls: int) -> list[float]:
+        """The seconds of each of so many calls, one after the other."""
+        self.pipe.send(calls)
+        return self._answer()
+
+    def close(self) -> None:
+        self.pipe.close()
+        self.process.join(5)
+        self.process.kill()
+
+    def _answer(self) -> Any:
+        try:
+            answer = self.pipe.recv()
+        except EOFError:
+            answer = RuntimeError("its process ended")
+        if isinstance(answer, ModuleNotFoundError):
+            raise PyShuffleError(f"{self.name} is not installed ({answer}): pip install 'pyshuffle[peers]'")
+        if isinstance(answer, Exception):
+            raise PyShuffleError(f"{self.name} failed: {type(answer).__name__}: {answer}")
+        return answer
+
+
+def _serve(pipe: Connection, name: str, job: Job) -> None:
+    """In the other process: the logits, then times for as long as they are asked for."""
+    if hasattr(os, "sched_setaffinity"):  # all peers on the same cores
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: job.threads])
+    os.environ["OMP_NUM_THREADS"] = str(job.threads)
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (some greet)
+    try:
+        run = RUNTIMES[name](job)
+        pipe.send(np.array(run()))
+        while True:
+            times = []
+            for _ in range(pipe.recv()):
+                began = time.perf_counter()
+                run()
+                times.append(time.perf_counter() - began)
+            pipe.send(times)
+    except EOFError:
+        return
+    except Exception as error:
+        pipe.send(error if isinstance(error, ModuleNotFoundError) else RuntimeError(str(error)))
