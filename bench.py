@@ -65,7 +65,7 @@ def one(net: nets.Net, args: argparse.Namespace) -> dict[str, Any]:
     if args.against:
         results["against"] = [compared(name, net, params, images, args) for name in args.against.split(",")]
     if args.profile:
-        table = profile(engine.compile(net, params, images.shape, 1), images[0])
+        table = profile(engine.compile(net, params, images.shape, 1).plan, images[0])
         print(*profiled(table), sep="\n")
         results["profile"] = [row._asdict() for row in table]
     if args.startup:

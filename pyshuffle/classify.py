@@ -116,7 +116,7 @@ def predictor(checkpoint: Checkpoint, size: int) -> Callable[[Array], Array]:
     What it returns raises WeightsError where the network answers with no number.
     """
     from . import engine  # here, so that a wrong argument is not answered half a second later
-    from .ops.loss import softmax
+    from .ops.softmax import softmax
 
     model = engine.compile(checkpoint.net, checkpoint.params, (1, size, size, 3))
 

@@ -22,7 +22,7 @@ import numpy as np
 from .backends.ops import Ops
 from .errors import PyShuffleError
 from .nets import Net
-from .ops.batchnorm import EPS
+from .ops.check import EPS
 from .types import Array, Params
 
 BATCHNORM = ("running_mean", "running_var", "weight", "bias")

@@ -19,7 +19,7 @@ from pyshuffle.errors import DataError, ImageError, WeightsError
 from pyshuffle.image import AUTHORS, TORCHVISION, Preprocess
 from pyshuffle.labels import read_labels
 from pyshuffle.nets import ShuffleNetV2
-from pyshuffle.ops.loss import softmax
+from pyshuffle.ops.softmax import softmax
 from pyshuffle.weights import Checkpoint
 
 ROOT = Path(classify.__file__).parents[1]

@@ -14,8 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from ..engine.plan import check_params
 from ..nets import Net
-from ..ops.batchnorm import EPS
-from ..ops.check import out_size
+from ..ops.check import EPS, out_size
 from ..types import Array, Params
 from .ops import Ops
 

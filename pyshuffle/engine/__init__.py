@@ -1,5 +1,5 @@
 """Compiled inference: a network and its parameters become one call. `engine.compile(net, params, shape)(x) -> logits`."""
 
-from .run import Model, compile
+from .model import Model, compile
 
 __all__ = ["Model", "compile"]

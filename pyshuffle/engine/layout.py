@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .tiles import FLOAT, LINE, Machine
+from .machine import FLOAT, LINE, Machine
 
 if TYPE_CHECKING:
     from .plan import Step

@@ -20,11 +20,10 @@ from ..backends.cost import parameter_shapes
 from ..backends.ops import Ops
 from ..errors import WeightsError
 from ..nets import Net
-from ..ops.batchnorm import EPS
-from ..ops.check import out_size
+from ..ops.check import EPS, out_size
 from ..types import Array, Params
 from .layout import Buffer, Place, Vector, arrange, meetings, place
-from .tiles import Machine
+from .machine import Machine
 
 KINDS = ("image", "dense", "window", "maximum", "mean", "output", "stem")
 IMAGE, DENSE, WINDOW, MAXIMUM, MEAN, OUTPUT, STEM = range(len(KINDS))
@@ -127,6 +126,7 @@ class Plan(Ops[Value]):
         self.record(Step(IMAGE, "image", None, None, image, (height, width), []))
         logits = self.settle(net(self, Map(height, width, tuple((image, c) for c in range(3)))))
         self.record(Step(OUTPUT, "logits", None, logits, None, (1, 1), []))
+        self.classes = len(logits.places)
         self.band()
         arrange(self.steps, machine)
         self.meetings = set(meetings(self.steps, machine, threads))  # the steps before which all threads meet

@@ -2,35 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..ops.jit import helper
 from ..types import Array
-from .plan import DENSE, OUTPUT, STEM, WINDOW, Step, multiply_adds
-from .program import COUNT, WIDTH, aligned
-from .run import Model, run_begin, run_step
-from .tiles import FLOAT, PEAK_SUMS, machine, peak_tile
+from .machine import FLOAT, machine
+from .plan import DENSE, OUTPUT, STEM, WINDOW, Plan, Step, multiply_adds
+from .program import aligned, encode
+from .team import FROM, UNTIL, Team
 
 ROUNDS = 100_000  # of the loop that measures the peak: long enough for the processor to settle, short enough to be undisturbed
-
-
-@helper
-def _peak(rounds, target):
-    peak_tile((rounds, target))
-
-
-def peak() -> float:
-    """The most that one core can do just now: multiply-adds of registers, nothing else, in GFLOP/s. An addition counts as one more."""
-    lanes = machine().lanes
-    values = aligned((1 + PEAK_SUMS) * lanes * FLOAT)
-    _peak(1, values.ctypes.data)  # compiles
-    began = time.perf_counter()
-    _peak(ROUNDS, values.ctypes.data)
-    return 2 * lanes * PEAK_SUMS * ROUNDS / (time.perf_counter() - began) / 1e9
 
 
 class Row(NamedTuple):
@@ -43,37 +28,56 @@ class Row(NamedTuple):
     seconds: float
 
 
-def profile(model: Model, image: Array, rounds: int = 20) -> list[Row]:
-    """The median seconds that one thread takes for each step of a model, for one image (H, W, 3)."""
-    steps, pieces, tables, weights, arenas, *_ = model.team.arguments
-    data = pieces, tables, weights, arenas[0]
-    pixels, logits = np.ascontiguousarray(image, np.float32).ravel(), np.empty(int(pieces[-1, COUNT]), np.float32)
-    begun = 3 if model.plan.steps[0].kind == STEM else 1
-    nothing = np.zeros_like(steps[0])
-    nothing[WIDTH] = 1
-    times = []
-    for _ in range(rounds + 1):
-        seconds = [_seconds(run_step, nothing, *data, logits, 0, 1), _seconds(run_begin, steps, *data, arenas[0], pixels, 0, 1)]
-        times.append(seconds + [_seconds(run_step, step, *data, logits, 0, 1) for step in steps[begun:]])
-    call, *medians = np.median(times[1:], axis=0)  # the first round compiled
-    first, *others = model.plan.steps[:1] + model.plan.steps[begun:]
-    rows = [Row(first.name, "stem", first.size, sum(map(multiply_adds, model.plan.steps[:begun])), max(medians[0] - call, 0.0))]
-    return rows + [
-        Row(step.name, kind(step), step.size, multiply_adds(step), max(median - call, 0.0))
-        for step, median in zip(others, medians[1:], strict=True)
+def profile(plan: Plan, image: Array, rounds: int = 20) -> list[Row]:
+    """The median seconds that one thread takes for each step of a plan made for one thread, for one image (H, W, 3)."""
+    images, logits = np.ascontiguousarray(image[None], np.float32), np.empty((1, plan.classes), np.float32)
+    begun = 3 if plan.steps[0].kind == STEM else 1
+    spans = [(0, begun), *((number, number + 1) for number in range(begun, len(plan.steps)))]
+    team = Team(encode(plan), threads=1)
+    times = np.empty((rounds, len(spans)))
+    for part in times:
+        for n, (team.words[FROM], team.words[UNTIL]) in enumerate([(1, 0), *spans]):  # first a call that does nothing
+            began = time.perf_counter()
+            team.run(images, logits)
+            took = time.perf_counter() - began
+            if n == 0:
+                call = took
+            else:
+                part[n - 1] = max(took - call, 0)
+    team.close()
+    return [
+        Row(steps[0].name, kind(steps[0]), steps[0].size, sum(map(multiply_adds, steps)), float(median))
+        for steps, median in zip((plan.steps[a:b] for a, b in spans), np.median(times, axis=0), strict=True)
     ]
 
 
 def kind(step: Step) -> str:
-    """What the papers call it, in their breakdown of run time."""
+    """What the papers call it, in their breakdown of run time; the stem is image, first convolution and max-pool together."""
     if step.kind == DENSE:
-        return "linear" if step.source and step.source.height == step.source.width == 1 and step.size == (1, 1) else "convolution"
+        return "linear" if step.source and step.source.height == step.source.width == 1 else "convolution"
     if step.kind == WINDOW:
         return "depthwise" if multiply_adds(step) else "elementwise"
-    return "data movement" if step.kind == OUTPUT else "elementwise"
+    return "stem" if step.kind == STEM else "data movement" if step.kind == OUTPUT else "elementwise"
 
 
-def _seconds(function: Callable[..., Any], *arguments: Any) -> float:
+def peak() -> float:
+    """The most that one core can do just now: multiply-adds of registers, nothing else, in GFLOP/s. An addition counts as one more."""
+    lanes, sums, loop = _peak()
+    values = aligned((1 + sums) * lanes * FLOAT)
     began = time.perf_counter()
-    function(*arguments)
-    return time.perf_counter() - began
+    loop(ROUNDS, values.ctypes.data)
+    return 2 * lanes * sums * ROUNDS / (time.perf_counter() - began) / 1e9
+
+
+@functools.cache
+def _peak() -> tuple[int, int, Callable[..., Any]]:
+    import numba
+
+    from .tiles import PEAK_SUMS, peak_tile
+
+    @numba.njit(nogil=True)
+    def loop(rounds, target):
+        peak_tile((rounds, target))
+
+    loop(1, aligned((1 + PEAK_SUMS) * machine().lanes * FLOAT).ctypes.data)
+    return machine().lanes, PEAK_SUMS, loop

@@ -17,14 +17,16 @@ import numpy.typing as npt
 from ..types import Array
 from .layout import Vector
 from .plan import DENSE, MAXIMUM, MEAN, OUTPUT, WINDOW, Plan, Step
-from .tiles import FLOAT, LINE, Machine
+from .machine import FLOAT, LINE, Machine
 
 # The columns of `Program.steps`. Units are what threads share out, all pieces' rows; the last describe the buffer written, of
 # which TARGET is the first pixel; HALO_PLANES are those that have a halo. MEET: all threads meet before it.
 (KIND, FIRST, LAST, UNITS, CHUNKS, PIXELS, WIDTH, STRIDE, RELU, TARGET, TARGET_ROW, TARGET_PIXEL, HALO_PLANES, PLANE, MEET) = range(15)
+STEP = 15
 # The columns of `Program.pieces`: those that every kind has, those of a dense step, those of the others.
 (ROWS, SOURCE, WEIGHTS, BIAS) = range(4)
 (TILES, VECTORS, TALL, COUNT, SOURCE_PIXELS, OFFSETS, TARGET_PIXELS, COLUMNS, RESIDUAL, RESIDUAL_PIXELS, RESIDUAL_COLUMNS) = range(4, 15)
+PIECE = 15
 (SOURCE_ROW, SOURCE_PIXEL, SOURCE_HEIGHT, SOURCE_WIDTH, COLUMN) = range(4, 9)
 NEAR = 24 * 1024  # bytes: most of the nearest cache, which has 32 KiB or more
 SLACK = 8192  # bytes behind arena and weights: vectors are read, and lines fetched, a little beyond the end
@@ -186,7 +188,7 @@ def encode(plan: Plan) -> Program:
     """The plan as arrays."""
     encoder = Encoder(plan.machine)
     steps = np.array([[*encoder.step(step), number in plan.meetings] for number, step in enumerate(plan.steps)], np.int64)
-    pieces = np.zeros((len(encoder.pieces), 15), np.int64)
+    pieces = np.zeros((len(encoder.pieces), PIECE), np.int64)
     for row, piece in zip(pieces, encoder.pieces, strict=True):
         row[list(piece)] = list(piece.values())
     weights = aligned(encoder.bytes["weights"] + SLACK)

@@ -7,8 +7,6 @@ neither Ctrl-C nor another thread that holds the interpreter can leave one of th
 
 from __future__ import annotations
 
-import ctypes
-import os
 from typing import Any
 
 from llvmlite import ir
@@ -16,14 +14,11 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from ..ops.jit import helper
+from .jit import kernel
+from .team import ARRIVED, ASLEEP, CALL, LET_RUN, LOCK, OPEN_LOCK, ROUND, TAKE_LOCK, THREADS, WORKER, WORKERS
 
 SPINS = 2000  # looks at a word, a pause between them, before others may run
 LOOKS = 4000  # of a worker at the word that announces a call, before it sleeps: a few tenths of a millisecond
-WORD = 8  # numbers: each shared word has a cache line to itself
-# The shared words: for the barrier, for the workers, the outcome of a call and its arguments; then, for each worker, if it sleeps.
-(ARRIVED, ROUND, CALL, CLOSED, FAULT, IMAGES, LOGITS, BATCH, ASLEEP) = range(0, 9 * WORD, WORD)
-
 I64 = ir.IntType(64)
 
 
@@ -78,13 +73,6 @@ def pause(_typing: Any) -> Any:
 
 
 @intrinsic
-def floats(_typing: Any, address: Any) -> Any:
-    """A pointer to the floats at an address."""
-    kind = types.CPointer(types.float32)
-    return kind(types.int64), lambda context, builder, _, values: builder.inttoptr(values[0], context.get_value_type(kind))
-
-
-@intrinsic
 def call(_typing: Any, function: Any, argument: Any, flag: Any) -> Any:
     """function(argument, flag), of an address: a C function that takes a pointer and an int, or less."""
 
@@ -97,38 +85,8 @@ def call(_typing: Any, function: Any, argument: Any, flag: Any) -> Any:
     return types.void(types.int64, types.int64, types.int64), generate
 
 
-def _address(function: Any) -> int:
-    return ctypes.cast(function, ctypes.c_void_p).value or 0
-
-
-def locks(count: int) -> list[int]:
-    """So many of the interpreter's own locks, all taken: they work without the interpreter, wherever it does."""
-    allocate = ctypes.pythonapi.PyThread_allocate_lock
-    allocate.restype = ctypes.c_void_p
-    take = ctypes.pythonapi.PyThread_acquire_lock
-    take.argtypes = [ctypes.c_void_p, ctypes.c_int]
-    taken = [int(allocate()) for _ in range(count)]
-    for lock in taken:
-        take(lock, 1)
-    return taken
-
-
-def free(locks: list[int]) -> None:
-    """Give locks back to the system."""
-    give_back = ctypes.pythonapi.PyThread_free_lock
-    give_back.argtypes = [ctypes.c_void_p]
-    for lock in locks:
-        give_back(lock)
-
-
-def functions() -> tuple[int, int, int]:
-    """The addresses of three C functions: take a lock, open one, let other threads run."""
-    let_run = ctypes.windll.kernel32.SwitchToThread if os.name == "nt" else ctypes.CDLL(None).sched_yield  # type: ignore[attr-defined]
-    return _address(ctypes.pythonapi.PyThread_acquire_lock), _address(ctypes.pythonapi.PyThread_release_lock), _address(let_run)
-
-
-@helper
-def meet(words, threads, let_run):
+@kernel
+def meet(words, threads):
     """Wait until all threads have come here."""
     if threads == 1:
         return
@@ -143,28 +101,30 @@ def meet(words, threads, let_run):
             spins += 1
             pause()
         else:
-            call(let_run, 0, 0)
+            call(words[LET_RUN], 0, 0)
 
 
-@helper
-def announce(words, locks, open_lock):
+@kernel
+def announce(words):
     """Begin a call: wake the workers."""
     increase(words, CALL)
-    for worker in range(len(locks)):
-        if exchange(words, ASLEEP + worker * WORD, 0) == 1:
-            call(open_lock, locks[worker], 0)
+    for worker in range(words[THREADS] - 1):
+        own = WORKERS + worker * WORKER
+        if exchange(words, own + ASLEEP, 0) == 1:
+            call(words[OPEN_LOCK], words[own + LOCK], 0)
 
 
-@helper
-def await_call(words, lock, worker, seen, take_lock):
-    """Wait until the call after the seen one has begun."""
+@kernel
+def await_call(words, worker, seen):
+    """Wait until the call after the seen ones has begun."""
+    own = WORKERS + worker * WORKER
     looks = 0
     while look(words, CALL) == seen:
         if looks < LOOKS:
             looks += 1
             pause()
             continue
-        exchange(words, ASLEEP + worker * WORD, 1)
-        if look(words, CALL) == seen or exchange(words, ASLEEP + worker * WORD, 0) == 0:
-            call(take_lock, lock, 1)  # somebody will open it
+        exchange(words, own + ASLEEP, 1)
+        if look(words, CALL) == seen or exchange(words, own + ASLEEP, 0) == 0:
+            call(words[TAKE_LOCK], words[own + LOCK], 1)  # somebody will open it
         looks = 0

@@ -24,50 +24,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
-import llvmlite.binding as llvm
-import numba
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from .machine import FLOAT, LINE, Machine, machine
+
 I32, I64, F32, VOID = ir.IntType(32), ir.IntType(64), ir.FloatType(), ir.VoidType()
-FLOAT = 4  # bytes
-LINE = 64  # bytes of a cache line
 FAR = 8192  # bytes from weights that are used once to those that are fetched meanwhile: memory is that far away
 PEAK_SUMS = 12  # independent sums that keep any processor busy, and that fit into its registers
-
-
-class Machine(NamedTuple):
-    """What a tile has to know of the processor."""
-
-    lanes: int  # floats in a vector register
-    registers: int  # vector registers
-
-    @property
-    def heights(self) -> dict[int, int]:
-        """The tiles of `dense`, vectors -> pixels. Seven divides the maps of a 224-pixel image: 56, 28, 14 and 7."""
-        return {1: 7, 2: 7, 3: 7, 4: 7 if self.lanes == 16 else 6} if self.registers == 32 else {1: 6, 2: 6}
-
-    def tall(self, vectors: int, pixels: int) -> int:
-        """Pixels in a tile of so many vectors, of a map of so many pixels: one where they do not fill one."""
-        return self.heights[vectors] if pixels >= self.heights[vectors] else 1
-
-    @property
-    def run(self) -> int:
-        """Pixels side by side in a tile of `window`, which holds nine weights besides."""
-        return 7 if self.registers == 32 else 3
-
-
-def machine() -> Machine:
-    """The processor that numba compiles for: this one, unless NUMBA_CPU_NAME and NUMBA_CPU_FEATURES say otherwise."""
-    if not llvm.get_process_triple().startswith(("x86", "i686", "amd64")):
-        return Machine(lanes=4, registers=32)
-    named = numba.config.CPU_NAME is not None
-    features = numba.config.CPU_FEATURES or ("" if named else llvm.get_host_cpu_features().flatten())
-    has = set(features.split(","))
-    return Machine(16, 32) if "+avx512f" in has else Machine(8 if "+avx" in has else 4, 16)
 
 
 class Emitter:

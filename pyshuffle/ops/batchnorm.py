@@ -14,10 +14,8 @@ from numba import prange
 
 from ..errors import ShapeError
 from ..types import Array
-from .check import check_gradient, require_float32
+from .check import EPS, check_gradient, require_float32
 from .jit import BLOCKS, kernel, rows
-
-EPS = 1e-5
 
 
 def forward_reference(x: Array, gamma: Array, beta: Array, mean: Array, var: Array, training: bool = False) -> Array:

@@ -5,6 +5,8 @@ import numpy as np
 from ..errors import ShapeError
 from ..types import Array
 
+EPS = 1e-5  # added to the variance by every batch normalisation
+
 
 def check_map(x: Array, name: str = "x") -> None:
     """Raises ShapeError unless x is a non-empty (N, H, W, C) array."""

@@ -12,6 +12,7 @@ from ..errors import ShapeError
 from ..types import Array
 from .check import require_float32
 from .jit import kernel
+from .softmax import log_softmax
 
 Labels = npt.NDArray[np.integer]
 
@@ -26,17 +27,6 @@ def backward_reference(logits: Array, labels: Labels, smoothing: float = 0.0) ->
     """logits (N, K), labels (N,) -> dlogits (N, K). Raises ShapeError."""
     check(logits, labels, smoothing)
     return (np.exp(log_softmax(logits)) - targets(logits, labels, smoothing)) / len(logits)
-
-
-def log_softmax(logits: Array) -> Array:
-    """log p, shifted by the largest logit of each row so that no exponential overflows."""
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-
-
-def softmax(logits: Array) -> Array:
-    """(N, K) -> probabilities (N, K)."""
-    return np.exp(log_softmax(logits))
 
 
 def targets(logits: Array, labels: Labels, smoothing: float) -> Array:

@@ -1,35 +1,26 @@
-"""The one jitted loop that runs a program, and the model that a user calls.
+"""The one jitted function that runs a program: what the table of steps says, tile by tile.
 
-All of a call happens in compiled code that does not hold the interpreter: one thread leads, the others follow, and they meet after
-every step. Every number is computed whole by one thread, and in an order that does not depend on which one that is or on how many
-there are: so results are the same bits for any number of threads, and for any batch. Images of a batch are shared out whole while
-there are enough of them; the rest are worked on together.
+All of a call happens in compiled code that does not hold the interpreter: one thread leads, the others follow, and they meet where
+one needs what another computed. Every number is computed whole by one thread, and in an order that does not depend on which one that
+is or on how many there are: so results are the same bits for any number of threads, and for any batch. Images of a batch are shared
+out whole while there are enough of them; the rest are worked on together.
 """
 
-from __future__ import annotations
-
-import os
-import threading
-import weakref
-from collections.abc import Sequence
-
-import numba
 import numpy as np
+from numba import types
 
-from ..errors import ShapeError
-from ..nets import Net, check_size
-from ..ops.jit import helper
-from ..types import Array, Params
-from . import threads as team
+from . import team
+from .jit import array, kernel
 from .layout import BY_ROWS
-from .plan import DENSE, MAXIMUM, MEAN, OUTPUT, STEM, WINDOW, Plan
+from .machine import FLOAT, machine
+from .plan import DENSE, MAXIMUM, MEAN, OUTPUT, STEM, WINDOW
 from .program import (
-    BIAS, CHUNKS, COLUMN, COLUMNS, COUNT, FIRST, HALO_PLANES, KIND, LAST, MEET, OFFSETS, PIXELS, PLANE, RELU, RESIDUAL, RESIDUAL_COLUMNS, RESIDUAL_PIXELS, ROWS,
-    SOURCE, SOURCE_HEIGHT, SOURCE_PIXEL, SOURCE_PIXELS, SOURCE_ROW, SOURCE_WIDTH, STRIDE, TALL, TARGET, TARGET_PIXEL, TARGET_PIXELS,
-    TARGET_ROW, TILES, UNITS, VECTORS, WEIGHTS, WIDTH, Program, aligned, encode,
+    BIAS, CHUNKS, COLUMN, COLUMNS, COUNT, FIRST, HALO_PLANES, KIND, LAST, MEET, OFFSETS, PIECE, PIXELS, PLANE, RELU, RESIDUAL,
+    RESIDUAL_COLUMNS, RESIDUAL_PIXELS, ROWS, SOURCE, SOURCE_HEIGHT, SOURCE_PIXEL, SOURCE_PIXELS, SOURCE_ROW, SOURCE_WIDTH, STEP,
+    STRIDE, TALL, TARGET, TARGET_PIXEL, TARGET_PIXELS, TARGET_ROW, TILES, UNITS, VECTORS, WEIGHTS, WIDTH,
 )  # fmt: skip
-from .threads import ASLEEP, BATCH, CLOSED, FAULT, IMAGES, LOGITS, WORD, announce, await_call, exchange, floats, functions, look, meet
-from .tiles import FLOAT, average_tile, dense_tile, machine, maximum_tile, window_tile
+from .threads import announce, await_call, exchange, look, meet
+from .tiles import average_tile, dense_tile, maximum_tile, window_tile
 
 ZERO = np.float32(0)
 SOLE, ONE = np.int64(0), np.int64(1)  # the first thread of one; as typed numbers, since for literal ones all is compiled once more
@@ -39,7 +30,7 @@ MAGNITUDE = np.int32(0x7FFFFFFF)  # all bits but the sign
 RUN = machine().run
 
 
-@helper
+@kernel
 def share(piece_rows, begin, units, thread, threads):
     """The rows of a piece that are a thread's: by rows where there are many, else all pieces' rows in one line, `begin` on."""
     if piece_rows >= BY_ROWS * threads:
@@ -50,7 +41,7 @@ def share(piece_rows, begin, units, thread, threads):
     )
 
 
-@helper
+@kernel
 def run_dense(step, piece, tables, weights, arena, low, first, last):
     """Tiles first to last of a panel."""
     vectors = piece[VECTORS]
@@ -78,7 +69,7 @@ def run_dense(step, piece, tables, weights, arena, low, first, last):
         dense_tile(1, True, arguments)
 
 
-@helper
+@kernel
 def run_window(step, piece, weights, arena, low, first, last):
     """Rows first to last of a vector of channels."""
     stride, width, rows = step[STRIDE], step[WIDTH], piece[SOURCE_ROW]
@@ -97,7 +88,7 @@ def run_window(step, piece, weights, arena, low, first, last):
         window_tile(2, True, arguments)
 
 
-@helper
+@kernel
 def run_maximum(step, piece, source, target, row, begin, height):
     """A row of a vector of channels, from a map of the given height of which the source has the rows from `begin` on."""
     rows, pixel = piece[SOURCE_ROW], piece[SOURCE_PIXEL]
@@ -109,7 +100,7 @@ def run_maximum(step, piece, source, target, row, begin, height):
     ))  # fmt: skip
 
 
-@helper
+@kernel
 def run_mean(piece, arena, target):
     """The mean of one vector of channels."""
     height, width = piece[SOURCE_HEIGHT], piece[SOURCE_WIDTH]
@@ -117,7 +108,7 @@ def run_mean(piece, arena, target):
     average_tile((arena + piece[SOURCE], piece[SOURCE_ROW], piece[SOURCE_PIXEL], height, width, share, target))
 
 
-@helper
+@kernel
 def clear_halo(step, arena, thread, threads):
     """Zeros around the map that a step writes, if it has a halo."""
     height = step[PIXELS] // step[WIDTH]
@@ -133,7 +124,7 @@ def clear_halo(step, arena, thread, threads):
                 line[row - pixel :] = 0
 
 
-@helper
+@kernel
 def run_image(step, arena, image, begin, first, last):
     """Copy rows of the image, as bits, to where row `begin` is the first, zeros around it; whether one value is not finite."""
     pixel, row_length = step[TARGET_PIXEL] // FLOAT, step[TARGET_ROW] // FLOAT
@@ -155,7 +146,7 @@ def run_image(step, arena, image, begin, first, last):
     return largest >= INFINITY
 
 
-@helper
+@kernel
 def run_stem(steps, pieces, tables, weights, arena, own, image, thread, threads):
     """Image, first convolution and max-pool, in bands of rows whose maps are the thread's own; whether the image has a fault."""
     copy, conv, pool = steps[0], steps[1], steps[2]
@@ -170,14 +161,14 @@ def run_stem(steps, pieces, tables, weights, arena, own, image, thread, threads)
         fault |= run_image(copy, own.view(np.int32), image, 4 * begin - 2, 4 * begin - 3, 4 * end)
         for at in range(conv[FIRST], conv[LAST]):
             tiles = -(-(2 * (end - begin) + 1) * conv[WIDTH] // pieces[at, TALL])
-            run_dense(conv, pieces[at], tables.ctypes.data, weights.ctypes.data, own.ctypes.data, low, SOLE, tiles)
+            run_dense(conv, pieces[at], tables.ctypes.data, weights, own.ctypes.data, low, SOLE, tiles)
         for at in range(pool[FIRST], pool[LAST]):
             for row in range(begin, end):
                 run_maximum(pool, pieces[at], own.ctypes.data, arena.ctypes.data, row, 2 * begin - 1, height)
     return fault
 
 
-@helper
+@kernel
 def run_step(step, pieces, tables, weights, arena, logits, thread, threads):
     """A thread's share of a step."""
     kind = step[KIND]
@@ -195,9 +186,9 @@ def run_step(step, pieces, tables, weights, arena, logits, thread, threads):
                 continue
             if kind == DENSE:
                 tiles = piece[TILES]
-                run_dense(step, piece, tables.ctypes.data, weights.ctypes.data, memory, low, first * tiles, last * tiles)
+                run_dense(step, piece, tables.ctypes.data, weights, memory, low, first * tiles, last * tiles)
             elif kind == WINDOW:
-                run_window(step, piece, weights.ctypes.data, memory, low, first, last)
+                run_window(step, piece, weights, memory, low, first, last)
             elif kind == MAXIMUM:
                 for row in range(first, last):
                     run_maximum(step, piece, memory, memory, row, SOLE, piece[SOURCE_HEIGHT])
@@ -209,22 +200,27 @@ def run_step(step, pieces, tables, weights, arena, logits, thread, threads):
                     logits[k] = arena[places[k] // FLOAT]
 
 
-@helper
+@kernel
 def run_begin(steps, pieces, tables, weights, arena, own, image, thread, threads):
     """A thread's share of the steps that read the image; whether it has a fault."""
     if steps[0, KIND] == STEM:
-        return run_stem(steps, pieces, tables, weights, arena, own, image.view(np.int32), thread, threads)
+        return run_stem(steps, pieces, tables, weights, arena, own, image, thread, threads)
     rows = steps[0, PIXELS] // steps[0, WIDTH] + 2  # with those of the halo
     first, last = rows * thread // threads - 1, rows * (thread + 1) // threads - 1
-    return run_image(steps[0], arena.view(np.int32), image.view(np.int32), SOLE, first, last)
+    return run_image(steps[0], arena.view(np.int32), image, SOLE, first, last)
 
 
-@helper
-def run(steps, pieces, tables, weights, arenas, words, let_run, thread, threads):
-    """A thread's share of a call, whose arguments are among the shared words."""
-    count, length, classes = look(words, BATCH), steps[0, PIXELS] * 3, pieces[-1, COUNT]
-    images = numba.carray(floats(look(words, IMAGES)), (count, length))
-    logits = numba.carray(floats(look(words, LOGITS)), (count, classes))
+@kernel
+def run(words, thread):
+    """A thread's share of a call."""
+    threads, count = words[team.THREADS], words[team.BATCH]
+    steps = array(words[team.STEPS], SOLE, (words[team.STEP_COUNT], STEP))
+    pieces = array(words[team.PIECES], SOLE, (words[team.PIECE_COUNT], PIECE))
+    tables = array(words[team.TABLES], np.uint32(0), (words[team.TABLE_SIZE],))
+    weights, size = words[team.WEIGHTS], words[team.ARENA] // FLOAT
+    arenas = array(words[team.ARENAS], ZERO, (threads, size))
+    images = array(words[team.IMAGES], np.int32(0), (count, steps[0, PIXELS] * 3))  # their bits
+    logits = array(words[team.LOGITS], ZERO, (count, pieces[-1, COUNT]))
     begun = 3 if steps[0, KIND] == STEM else 1
     rounds = count // threads  # in which there is an image for each thread; then all threads work on one
     for turn in range(rounds + count % threads):
@@ -232,107 +228,32 @@ def run(steps, pieces, tables, weights, arenas, words, let_run, thread, threads)
         n = turn * threads + thread if alone else turn + rounds * (threads - 1)
         arena, part, parts = (arenas[thread], SOLE, ONE) if alone else (arenas[0], thread, threads)
         if not alone:
-            meet(words, threads, let_run)
-        if run_begin(steps, pieces, tables, weights, arena, arenas[thread], images[n], part, parts):
-            exchange(words, FAULT, 1)
-        for s in range(begun, len(steps)):
+            meet(words, threads)
+        if words[team.FROM] == 0 and run_begin(steps, pieces, tables, weights, arena, arenas[thread], images[n], part, parts):
+            exchange(words, team.FAULT, 1)
+        for s in range(max(begun, words[team.FROM]), words[team.UNTIL]):
             if steps[s, MEET] and not alone:
-                meet(words, threads, let_run)
+                meet(words, threads)
             run_step(steps[s], pieces, tables, weights, arena, logits[n], part, parts)
-    meet(words, threads, let_run)
+    meet(words, threads)
 
 
-@helper
-def work(steps, pieces, tables, weights, arenas, words, locks, take_lock, open_lock, let_run, worker):
+@kernel
+def entry(address, worker):
     """One call, led; or, for a worker from 0 on, a share of every call until the model is closed."""
-    threads, calls = len(locks) + 1, SOLE
-    leads = worker < 0
-    if leads:
-        announce(words, locks, open_lock)
+    words = array(address, SOLE, (team.WORKERS,))
+    calls = SOLE
+    if worker < 0:
+        announce(words)
     while True:
-        if not leads:
-            await_call(words, locks[worker], worker, calls, take_lock)
-        if look(words, CLOSED):
+        if worker >= 0:
+            await_call(words, worker, calls)
+        if look(words, team.CLOSED):
             return
-        run(steps, pieces, tables, weights, arenas, words, let_run, worker + 1, threads)
-        if leads:
+        run(words, worker + 1)
+        if worker < 0:
             return
         calls += 1
 
 
-class Team:
-    """The memory and the workers of a model in one process."""
-
-    def __init__(self, program: Program, threads: int) -> None:
-        self.process = os.getpid()
-        self.words = np.zeros(ASLEEP + threads * WORD, np.int64)
-        self.locks = team.locks(threads - 1)
-        take_lock, open_lock, let_run = team.functions()
-        arenas = aligned(threads * program.arena).reshape(threads, -1)
-        shared = (program.steps, program.pieces, program.tables, program.weights, arenas, self.words)
-        self.arguments = (*shared, np.array(self.locks, np.int64), take_lock, open_lock, let_run)
-        self.workers = [threading.Thread(target=work, args=(*self.arguments, n), daemon=True) for n in range(threads - 1)]
-        for worker in self.workers:
-            worker.start()
-
-    def close(self) -> None:
-        """End the workers, unless this is a forked child, which has none."""
-        if self.workers and os.getpid() == self.process:
-            self.words[CLOSED] = 1
-            work(*self.arguments, -1)
-            for worker in self.workers:
-                worker.join()
-        team.free(self.locks)
-
-
-class Model:
-    """A compiled network: `model(x) -> logits`.
-
-    x (N, H, W, 3) float32, any N, the H and W it was compiled for -> logits (N, classes), float32. Raises ShapeError for an array of
-    another shape or dtype and for one that holds a value that is not finite. Python threads that call it at once take turns.
-    """
-
-    def __init__(self, plan: Plan) -> None:
-        self.plan, self.threads = plan, plan.threads
-        self.program = encode(plan)
-        self._begin()
-
-    def _begin(self) -> None:
-        self._lock = threading.Lock()
-        self.team = Team(self.program, self.threads)
-        self._end = weakref.finalize(self, self.team.close)
-
-    def __call__(self, x: Array) -> Array:
-        height, width = self.plan.size
-        if x.dtype != np.float32 or x.ndim != 4 or x.shape[1:] != (height, width, 3) or not len(x):
-            raise ShapeError(f"x is {x.dtype} of shape {x.shape}: the model was compiled for float32 (N, {height}, {width}, 3)")
-        if os.getpid() != self.team.process:
-            self._begin()  # a forked child has the memory, but not the threads
-        x = np.ascontiguousarray(x)
-        logits = np.empty((len(x), int(self.program.pieces[-1, COUNT])), np.float32)
-        with self._lock:
-            words = self.team.words
-            words[FAULT], words[IMAGES], words[LOGITS], words[BATCH] = 0, x.ctypes.data, logits.ctypes.data, len(x)
-            work(*self.team.arguments, -1)
-            fault = words[FAULT]
-        if fault:
-            raise ShapeError("x holds a value that is not finite")
-        return logits
-
-
-def compile(net: Net, params: Params, input_shape: Sequence[int], threads: int | None = None) -> Model:
-    """The network with these parameters as a `Model`, for images of `input_shape`, (N, H, W, 3) or (H, W, 3), whatever N is.
-
-    threads: how many work on a call, the caller's among them; by default as many as numba would use (NUMBA_NUM_THREADS, or all
-    cores). Raises ShapeError for another shape, or fewer than one thread, ArchError for a size too small, WeightsError for parameters
-    of another network.
-    """
-    *_, height, width, channels = (0, 0, 0, *input_shape)
-    if len(input_shape) not in (3, 4) or channels != 3:
-        raise ShapeError(f"input_shape={tuple(input_shape)}: (N, H, W, 3) or (H, W, 3) is needed")
-    if threads is None:
-        threads = numba.config.NUMBA_NUM_THREADS
-    if threads < 1:
-        raise ShapeError(f"threads={threads}: at least 1 is needed")
-    check_size(min(height, width))
-    return Model(Plan(net, params, height, width, machine(), threads))
+signature = types.void(types.int64, types.int64)

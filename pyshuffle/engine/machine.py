@@ -1,0 +1,47 @@
+"""What the engine has to know of the processor."""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+import llvmlite.binding as llvm
+
+FLOAT = 4  # bytes
+LINE = 64  # bytes of a cache line
+
+
+class Machine(NamedTuple):
+    """What a tile has to know of the processor."""
+
+    lanes: int  # floats in a vector register
+    registers: int  # vector registers
+
+    @property
+    def heights(self) -> dict[int, int]:
+        """The tiles of `dense`, vectors -> pixels. Seven divides the maps of a 224-pixel image: 56, 28, 14 and 7."""
+        return {1: 7, 2: 7, 3: 7, 4: 7 if self.lanes == 16 else 6} if self.registers == 32 else {1: 6, 2: 6}
+
+    def tall(self, vectors: int, pixels: int) -> int:
+        """Pixels in a tile of so many vectors, of a map of so many pixels: one where they do not fill one."""
+        return self.heights[vectors] if pixels >= self.heights[vectors] else 1
+
+    @property
+    def run(self) -> int:
+        """Pixels side by side in a tile of `window`, which holds nine weights besides."""
+        return 7 if self.registers == 32 else 3
+
+
+def cpu() -> tuple[str, str]:
+    """The name and the features of the processor to compile for: this one, unless numba's variables say otherwise."""
+    name = os.environ.get("NUMBA_CPU_NAME") or llvm.get_host_cpu_name()
+    features = os.environ.get("NUMBA_CPU_FEATURES")
+    return name, llvm.get_host_cpu_features().flatten() if features is None else features
+
+
+def machine() -> Machine:
+    """That processor."""
+    if not llvm.get_process_triple().startswith(("x86", "i686", "amd64")):
+        return Machine(lanes=4, registers=32)
+    has = set(cpu()[1].split(","))
+    return Machine(16, 32) if "+avx512f" in has else Machine(8 if "+avx" in has else 4, 16)

@@ -1,0 +1,76 @@
+"""The model that a user calls."""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections.abc import Sequence
+
+import numpy as np
+
+from ..errors import ShapeError
+from ..nets import Net, check_size
+from ..types import Array, Params
+from .machine import machine
+from .plan import Plan
+from .program import encode
+from .team import Team
+
+
+class Model:
+    """A compiled network: `model(x) -> logits`.
+
+    x (N, H, W, 3) float32, any N, the H and W it was compiled for -> logits (N, classes), float32. Raises ShapeError for an array of
+    another shape or dtype and for one that holds a value that is not finite. Python threads that call it at once take turns.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan, self.threads = plan, plan.threads
+        self.program = encode(plan)
+        self._begin()
+
+    def _begin(self) -> None:
+        self._lock = threading.Lock()
+        self.team = Team(self.program, self.threads)
+        self._end = weakref.finalize(self, self.team.close)
+
+    def __call__(self, x: Array) -> Array:
+        height, width = self.plan.size
+        if x.dtype != np.float32 or x.ndim != 4 or x.shape[1:] != (height, width, 3) or not len(x):
+            raise ShapeError(f"x is {x.dtype} of shape {x.shape}: the model was compiled for float32 (N, {height}, {width}, 3)")
+        if os.getpid() != self.team.process:
+            self._begin()  # a forked child has the memory, but not the threads
+        x = np.ascontiguousarray(x)
+        logits = np.empty((len(x), self.plan.classes), np.float32)
+        with self._lock:
+            finite = self.team.run(x, logits)
+        if not finite:
+            raise ShapeError("x holds a value that is not finite")
+        return logits
+
+
+def compile(net: Net, params: Params, input_shape: Sequence[int], threads: int | None = None) -> Model:
+    """The network with these parameters as a `Model`, for images of `input_shape`, (N, H, W, 3) or (H, W, 3), whatever N is.
+
+    threads: how many work on a call, the caller's among them; by default as many as numba would use (NUMBA_NUM_THREADS, or all
+    cores). Raises ShapeError for another shape, or fewer than one thread, ArchError for a size too small, WeightsError for parameters
+    of another network.
+    """
+    *_, height, width, channels = (0, 0, 0, *input_shape)
+    if len(input_shape) not in (3, 4) or channels != 3:
+        raise ShapeError(f"input_shape={tuple(input_shape)}: (N, H, W, 3) or (H, W, 3) is needed")
+    if threads is None:
+        threads = default_threads()
+    if threads < 1:
+        raise ShapeError(f"threads={threads}: at least 1 is needed")
+    check_size(min(height, width))
+    return Model(Plan(net, params, height, width, machine(), threads))
+
+
+def default_threads() -> int:
+    """As many as numba would use: NUMBA_NUM_THREADS, or the cores that this process may run on."""
+    told = os.environ.get("NUMBA_NUM_THREADS", "")
+    if told.isdecimal() and int(told) > 0:
+        return int(told)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

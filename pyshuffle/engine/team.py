@@ -1,0 +1,81 @@
+"""The memory of a model and the threads that work on it, and the numbers through which they talk to the compiled function."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+
+import numpy as np
+
+from .native import load
+from .program import Program, aligned
+
+# The numbers that are shared. Each lies alone in its cache line, so that a thread that waits for one does not slow down another.
+WORD = 8  # numbers in a line
+(
+    ARRIVED, ROUND,  # of the barrier: threads that are there, meetings so far
+    CALL, CLOSED,  # how many calls have begun, whether there will be no more
+    IMAGES, LOGITS, BATCH, FROM, UNTIL, FAULT,  # the call: addresses, images, the steps that are run, whether an image has a fault
+    STEPS, STEP_COUNT, PIECES, PIECE_COUNT, TABLES, TABLE_SIZE, WEIGHTS, ARENAS, ARENA,  # the program: addresses and sizes
+    THREADS, TAKE_LOCK, OPEN_LOCK, LET_RUN,  # addresses of C functions
+    WORKERS,  # from here on two lines a worker: whether it sleeps, and its lock
+) = range(0, 24 * WORD, WORD)  # fmt: skip
+ASLEEP, LOCK, WORKER = 0, WORD, 2 * WORD
+
+
+class Team:
+    """What a model needs to run in one process: `team.run(images, logits)`, and `team.close()` in the end."""
+
+    def __init__(self, program: Program, threads: int) -> None:
+        self.process, self.program = os.getpid(), program
+        self.function = load()
+        self.arenas = aligned(threads * program.arena)
+        self.locks = [_locked() for _ in range(threads - 1)]
+        self.words = words = np.zeros(WORKERS + threads * WORKER, np.int64)
+        for name, array in ((STEPS, program.steps), (PIECES, program.pieces), (TABLES, program.tables), (WEIGHTS, program.weights)):
+            words[name] = array.ctypes.data
+        words[ARENAS], words[ARENA] = self.arenas.ctypes.data, program.arena
+        words[STEP_COUNT], words[PIECE_COUNT], words[TABLE_SIZE] = len(program.steps), len(program.pieces), program.tables.size
+        words[UNTIL], words[THREADS] = len(program.steps), threads
+        words[TAKE_LOCK], words[OPEN_LOCK], words[LET_RUN] = _functions()
+        words[WORKERS + LOCK :: WORKER][: threads - 1] = self.locks
+        self.workers = [
+            threading.Thread(target=self.function, args=(words.ctypes.data, worker), daemon=True) for worker in range(threads - 1)
+        ]
+        for worker in self.workers:
+            worker.start()
+
+    def run(self, images: np.ndarray, logits: np.ndarray) -> bool:
+        """One call; whether all images are finite. The arrays are contiguous and fit the program; one caller at a time."""
+        words = self.words
+        words[IMAGES], words[LOGITS], words[BATCH], words[FAULT] = images.ctypes.data, logits.ctypes.data, len(images), 0
+        self.function(words.ctypes.data, -1)
+        return not words[FAULT]
+
+    def close(self) -> None:
+        """End the workers, unless this is a forked child, which has none."""
+        if os.getpid() == self.process:
+            self.words[CLOSED] = 1
+            self.function(self.words.ctypes.data, -1)
+            for worker in self.workers:
+                worker.join()
+            for lock in self.locks:
+                ctypes.pythonapi.PyThread_free_lock(ctypes.c_void_p(lock))
+
+
+def _locked() -> int:
+    """The address of one of the interpreter's own locks, taken. They work wherever it does, and without it."""
+    allocate = ctypes.pythonapi.PyThread_allocate_lock
+    allocate.restype = ctypes.c_void_p
+    lock = allocate()
+    ctypes.pythonapi.PyThread_acquire_lock(ctypes.c_void_p(lock), 1)
+    return int(lock)
+
+
+def _functions() -> tuple[int, ...]:
+    """The addresses of three C functions: take a lock, open one, let other threads run."""
+    yields = ctypes.windll.kernel32.SwitchToThread if os.name == "nt" else ctypes.CDLL(None).sched_yield  # type: ignore[attr-defined]
+    python = ctypes.pythonapi
+    found = (python.PyThread_acquire_lock, python.PyThread_release_lock, yields)
+    return tuple(ctypes.cast(function, ctypes.c_void_p).value or 0 for function in found)

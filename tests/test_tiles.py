@@ -1,0 +1,184 @@
+"""The assembly of the tiles: their inner loops hold all sums in registers, on every processor, whichever one runs the tests."""
+
+import re
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import llvmlite.binding as llvm
+import numba
+import pytest
+from llvmlite import ir
+
+from pyshuffle.engine import tiles
+from pyshuffle.engine.tiles import Machine
+
+# The processors -----------------------------------------------------------------------------------------------------------------
+
+
+class Target(NamedTuple):
+    """A processor to compile for, and what its assembly looks like."""
+
+    machine: Machine
+    triple: str
+    cpu: str
+    multiply: str  # a multiply-add of whole vectors, or, where the machine has none, its multiplication
+    maximum: str  # a maximum, or the comparison that begins one
+    plus: str
+
+
+X86, ARM = "x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu"
+TARGETS = {
+    "avx512": Target(Machine(16, 32), X86, "skylake-avx512", r"vfmadd\w+ps .*%zmm", r"vmaxps .*%zmm", r"vaddps .*%zmm"),
+    "avx2": Target(Machine(8, 16), X86, "haswell", r"vfmadd\w+ps .*%ymm", r"vmaxps .*%ymm", r"vaddps .*%ymm"),
+    "sse": Target(Machine(4, 16), X86, "x86-64", r"mulps .*%xmm", r"maxps .*%xmm", r"addps .*%xmm"),
+    "neon": Target(Machine(4, 32), ARM, "cortex-a76", r"fmla v\d+\.4s", r"fcmgt v\d+\.4s", r"fadd v\d+\.4s"),
+}
+FRAMES = r"movq %rsp, %rbp$|(mov|add) x29, sp\b"  # the stack gets a second name
+
+
+def assembly(target: Target, kind: Callable[..., None], **shape: int) -> str:
+    """What LLVM makes of a tile: tabs as blanks, so that a pattern can name an instruction with its operands."""
+    llvm.initialize_all_targets()
+    llvm.initialize_all_asmprinters()
+    try:
+        processor = llvm.Target.from_triple(target.triple)
+    except RuntimeError as error:
+        pytest.skip(f"this llvmlite was built without {target.triple}: {error}")
+    module = ir.Module()
+    tiles.emit(module, kind, target.machine, **shape).linkage = "external"  # else nobody needs it and it is left out
+    compiler = processor.create_target_machine(cpu=target.cpu, features="", opt=3)
+    parsed = llvm.parse_assembly(str(module))
+    parsed.verify()
+    passes = llvm.create_pass_builder(compiler, llvm.create_pipeline_tuning_options(speed_level=3))
+    passes.getModulePassManager().run(parsed, passes)
+    return compiler.emit_assembly(parsed).replace("\t", " ")
+
+
+# The loops ----------------------------------------------------------------------------------------------------------------------
+
+
+def innermost_loops(text: str) -> list[list[str]]:
+    """Everything between a label and a jump back to it, in which there is no such loop."""
+    lines = text.splitlines()
+    labels = {line.partition(":")[0]: number for number, line in enumerate(lines) if re.match(r"\.?L\w+:", line)}
+    loops = []
+    for end, line in enumerate(lines):
+        jump = re.match(r" (?:j\w+|b|b\.\w+|cbn?z|tbn?z) .*?(\.?L\w+)$", line)
+        if jump and labels.get(jump[1], end) < end:
+            loops.append((labels[jump[1]], end))
+    innermost = [(a, b) for a, b in loops if not any((c, d) != (a, b) and a <= c and d <= b for c, d in loops)]
+    return [lines[begin : end + 1] for begin, end in innermost]
+
+
+def loops_with(text: str, instruction: str) -> Iterator[tuple[int, str]]:
+    """The innermost loops in which there is an instruction: how many of them, and the loop."""
+    for loop in innermost_loops(text):
+        count = sum(bool(re.match(f" {instruction}", line)) for line in loop)
+        if count:
+            yield count, "\n".join(loop)
+
+
+def check_loops(text: str, instruction: str, expected: int, unrolled: bool = False) -> None:
+    """There are loops with so many of an instruction, or, if they may be unrolled, a multiple of that; none touches the stack."""
+    found = list(loops_with(text, instruction))
+    assert found, f"no loop has a {instruction}:\n{text}"
+    stack = r"\(%rsp|\[sp\b" + (r"|\(%rbp|\[x29\b" if re.search(FRAMES, text, re.MULTILINE) else "")
+    for count, loop in found:
+        right = count % expected == 0 if unrolled else count == expected
+        assert right, f"{count} times {instruction}, and {expected} are needed, in\n{loop}"
+        spilled = [line for line in loop.splitlines() if re.search(stack, line)]
+        assert not spilled, f"the stack is touched by {spilled} in\n{loop}"
+
+
+def named(target: str, *shape: int) -> object:
+    return pytest.param(TARGETS[target], *shape, id="-".join((target, *map(str, shape))))
+
+
+DENSE = [named(name, v, p) for name in TARGETS for v, tall in TARGETS[name].machine.heights.items() for p in (tall, 1)]
+WINDOW = [named(name, stride, p) for name in TARGETS for stride in (1, 2) for p in (TARGETS[name].machine.run, 1)]
+every_target = pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
+
+
+@pytest.mark.parametrize(("target", "vectors", "pixels"), DENSE)
+def test_a_dense_tile_lies_in_registers(target, vectors, pixels):
+    """A multiply-add for each vector of each pixel, and no more. LLVM unrolls the loop of a lone pixel, and of small tiles."""
+    text = assembly(target, tiles.dense, vectors=vectors, pixels=pixels)
+    check_loops(text, target.multiply, vectors * pixels, unrolled=pixels == 1)
+
+
+@pytest.mark.parametrize(("target", "stride", "pixels"), WINDOW)
+def test_a_window_tile_lies_in_registers(target, stride, pixels):
+    check_loops(assembly(target, tiles.window, stride=stride, pixels=pixels), target.multiply, 9 * pixels)
+
+
+@every_target
+def test_a_maximum_takes_eight_comparisons(target):
+    check_loops(assembly(target, tiles.maximum), target.maximum, 8)
+
+
+@every_target
+def test_an_average_is_a_sum(target):
+    check_loops(assembly(target, tiles.average), target.plus, 1, unrolled=True)
+
+
+@pytest.mark.parametrize("target", [named(name) for name in TARGETS if name != "sse"])
+def test_the_peak_is_nothing_but_multiply_adds(target):
+    """So many that none waits for another. Without fused ones LLVM takes the multiplication out of the loop."""
+    check_loops(assembly(target, tiles.peak), target.multiply, tiles.PEAK_SUMS, unrolled=True)
+
+
+@every_target
+def test_a_tile_that_is_too_large_is_found(target):
+    """As many sums as registers leave none for weights: what the tests above look for is then there to be seen."""
+    with pytest.raises(AssertionError, match="the stack is touched"):
+        check_loops(assembly(target, tiles.window, stride=1, pixels=target.machine.registers), target.multiply, 1, unrolled=True)
+
+
+def test_innermost_loops_of_a_text():
+    """A loop in a loop, and a jump forward; of x86 and of ARM."""
+    for jump in ("jne", "b.ne"):
+        text = f".LBB0_1:\n one\n.LBB0_2:\n two\n {jump} .LBB0_2\n {jump} .LBB0_3\n {jump} .LBB0_1\n.LBB0_3:\n three"
+        assert innermost_loops(text) == [[".LBB0_2:", " two", f" {jump} .LBB0_2"]]
+
+
+# The machine --------------------------------------------------------------------------------------------------------------------
+
+NAMED = [  # triple, CPU name, features, machine
+    (X86, None, "+sse2,+avx,+avx2,+fma,+avx512f,+avx512vl", Machine(16, 32)),
+    (X86, None, "+avx512f", Machine(16, 32)),
+    (X86, None, "+avx2,+fma,+avx", Machine(8, 16)),
+    (X86, None, "+avx,+avx2,+fma,-avx512f", Machine(8, 16)),
+    (X86, None, "+sse2", Machine(4, 16)),
+    (X86, None, "+sse2,-avx", Machine(4, 16)),
+    (X86, "nocona", None, Machine(4, 16)),  # named, so that this computer's features do not count
+    (X86, "nocona", "+avx", Machine(8, 16)),
+    (ARM, None, "+neon", Machine(4, 32)),
+    (ARM, None, None, Machine(4, 32)),
+]
+
+
+@pytest.mark.parametrize(("triple", "name", "features", "machine"), NAMED)
+def test_the_machine_is_the_one_that_numba_compiles_for(monkeypatch, triple, name, features, machine):
+    monkeypatch.setattr(llvm, "get_process_triple", lambda: triple)
+    monkeypatch.setattr(numba.config, "CPU_NAME", name)
+    monkeypatch.setattr(numba.config, "CPU_FEATURES", features)
+    assert tiles.machine() == machine
+
+
+@pytest.mark.parametrize(("flags", "machine"), [("+avx,+avx512f", Machine(16, 32)), ("+avx,-avx512f", Machine(8, 16))])
+def test_without_a_name_it_is_this_computer(monkeypatch, flags, machine):
+    class Flags:
+        def flatten(self) -> str:
+            return flags
+
+    monkeypatch.setattr(llvm, "get_process_triple", lambda: X86)
+    monkeypatch.setattr(llvm, "get_host_cpu_features", Flags)
+    monkeypatch.setattr(numba.config, "CPU_NAME", None)
+    monkeypatch.setattr(numba.config, "CPU_FEATURES", None)
+    assert tiles.machine() == machine
+
+
+@every_target
+def test_a_map_smaller_than_a_tile_is_computed_pixel_by_pixel(target):
+    for vectors, tall in target.machine.heights.items():
+        assert [target.machine.tall(vectors, pixels) for pixels in (1, tall - 1, tall, 999)] == [1, 1, tall, tall]
