@@ -1,7 +1,7 @@
 """How fast the networks are here: `python bench.py --arch v2 --width 1.0`.
 
-Times on a shared machine drift: read the ratios. `--against` runs other runtimes on the same network, parameters and images, each in a
-process of its own on the same cores, in turn with pyshuffle, after comparing their logits with its own.
+Times on a shared machine drift: read the ratios. `--against` runs other runtimes on the same network, parameters and images, each in
+a process of its own on the same cores, in turn with pyshuffle, after comparing their logits with its own.
 """
 
 import argparse
@@ -106,9 +106,13 @@ def compared(name: str, net: nets.Net, params: Params, images: Array, args: argp
         theirs = Peer(name, job)
         away = float(np.abs(theirs.logits - ours.logits).max() / np.abs(ours.logits).max())
         if not away <= TOLERANCE:
-            raise PyShuffleError(f"{name} gives other logits: they differ by {away:.1e} of the largest, {TOLERANCE:.0e} is allowed")
+            raise PyShuffleError(
+                f"{name} gives other logits: they differ by {away:.1e} of the largest, {TOLERANCE:.0e} is allowed"
+            )
         calls = [max(1, round(TURN / min(side.time(3)))) for side in (ours, theirs)]
-        turns = np.array([[np.median(side.time(n)) for side, n in zip((ours, theirs), calls, strict=True)] for _ in range(args.rounds)])
+        turns = np.array(
+            [[np.median(side.time(n)) for side, n in zip((ours, theirs), calls, strict=True)] for _ in range(args.rounds)]
+        )
     finally:
         ours.close()
         if theirs:

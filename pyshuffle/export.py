@@ -1,6 +1,5 @@
 """A network for other runtimes: `python -m pyshuffle.export model.onnx`. Needs the extra `onnx`."""
 
-import argparse
 import sys
 from pathlib import Path
 

@@ -114,7 +114,9 @@ def _torch_ops(params: Params) -> Ops[Any]:
 
     def oihw(name: str) -> Any:
         weight = params[name]
-        return torch.from_numpy(np.ascontiguousarray(weight.transpose(3, 2, 0, 1) if weight.ndim == 4 else weight.transpose(2, 0, 1)[:, None]))
+        return torch.from_numpy(
+            np.ascontiguousarray(weight.transpose(3, 2, 0, 1) if weight.ndim == 4 else weight.transpose(2, 0, 1)[:, None])
+        )
 
     tensors = {name: oihw(name) if array.ndim in (3, 4) else torch.from_numpy(array.T.copy()) for name, array in params.items()}
 

@@ -15,15 +15,52 @@ from .layout import BY_ROWS
 from .machine import FLOAT, machine
 from .plan import DENSE, MAXIMUM, MEAN, OUTPUT, STEM, WINDOW
 from .program import (
-    BIAS, CHUNKS, COLUMN, COLUMNS, COUNT, FIRST, HALO_PLANES, KIND, LAST, MEET, OFFSETS, PIECE, PIXELS, PLANE, RELU, RESIDUAL,
-    RESIDUAL_COLUMNS, RESIDUAL_PIXELS, ROWS, SOURCE, SOURCE_HEIGHT, SOURCE_PIXEL, SOURCE_PIXELS, SOURCE_ROW, SOURCE_WIDTH, STEP,
-    STRIDE, TALL, TARGET, TARGET_PIXEL, TARGET_PIXELS, TARGET_ROW, TILES, UNITS, VECTORS, WEIGHTS, WIDTH,
+    BIAS,
+    CHUNKS,
+    COLUMN,
+    COLUMNS,
+    COUNT,
+    FIRST,
+    HALO_PLANES,
+    KIND,
+    LAST,
+    MEET,
+    OFFSETS,
+    PIECE,
+    PIXELS,
+    PLANE,
+    RELU,
+    RESIDUAL,
+    RESIDUAL_COLUMNS,
+    RESIDUAL_PIXELS,
+    ROWS,
+    SOURCE,
+    SOURCE_HEIGHT,
+    SOURCE_PIXEL,
+    SOURCE_PIXELS,
+    SOURCE_ROW,
+    SOURCE_WIDTH,
+    STEP,
+    STRIDE,
+    TALL,
+    TARGET,
+    TARGET_PIXEL,
+    TARGET_PIXELS,
+    TARGET_ROW,
+    TILES,
+    UNITS,
+    VECTORS,
+    WEIGHTS,
+    WIDTH,
 )  # fmt: skip
 from .threads import announce, await_call, exchange, look, meet
 from .tiles import average_tile, dense_tile, maximum_tile, window_tile
 
 ZERO = np.float32(0)
-SOLE, ONE = np.int64(0), np.int64(1)  # the first thread of one; as typed numbers, since for literal ones all is compiled once more
+SOLE, ONE = (
+    np.int64(0),
+    np.int64(1),
+)  # the first thread of one; as typed numbers, since for literal ones all is compiled once more
 LEAST = np.float32(-np.inf)
 INFINITY = np.int32(0x7F800000)  # as bits; above it is what is not a number
 MAGNITUDE = np.int32(0x7FFFFFFF)  # all bits but the sign

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .plan import Step
 
 PAGE = 4096  # bytes: rows that lie a multiple of it apart compete for the same few lines of the nearest cache
-BY_ROWS = 4  # a step is shared out by rows where each thread gets so many of them: then it mostly reads what it wrote
+BY_ROWS = 3  # a step is shared out by rows where each thread gets so many of them: then it mostly reads what it wrote
 
 
 class Layout:
@@ -111,21 +111,22 @@ class Vector(NamedTuple):
 
 def arrange(steps: list[Step], machine: Machine) -> None:
     """Give every channel its column, and every step its vectors."""
-    for layout in {id(step.target.layout): step.target.layout for step in steps if step.target}.values():
+    for layout in {id(step.target.layout): step.target.layout for step in steps}.values():
         if len(layout.buffers) > 1 and all(buffer.plain for buffer in layout.buffers):
             whole = Counter(-(-buffer.channels // machine.lanes) * machine.lanes for buffer in layout.buffers)
             layout.columns = max(whole, key=lambda columns: (whole[columns], columns))  # what most of them need
     for step in steps:
-        if step.what:
-            step.vectors.extend(cut(list(runs(step)), machine.lanes, moved=not step.apart))
-            for vector in step.vectors:
-                for lane, channel in enumerate(vector.channels):
-                    step.target.places[channel] = vector.column + lane
-            step.target.columns = max(vector.column for vector in step.vectors) + machine.lanes
-            step.target.columns += machine.lanes if step.target.columns * FLOAT % PAGE == 0 else 0
-            if replaces(step, machine):
-                step.target.over = step.what.residual.buffers[0]
-                step.target.over.layout.join(step.target.layout)
+        if not step.computes:
+            continue
+        step.vectors.extend(cut(list(runs(step)), machine.lanes, moved=not step.apart))
+        for vector in step.vectors:
+            for lane, channel in enumerate(vector.channels):
+                step.target.places[channel] = vector.column + lane
+        step.target.columns = max(vector.column for vector in step.vectors) + machine.lanes
+        step.target.columns += machine.lanes if step.target.columns * FLOAT % PAGE == 0 else 0
+        if replaces(step, machine):
+            step.target.over = step.reads[-1]
+            step.target.over.layout.join(step.target.layout)
 
 
 def runs(step: Step) -> Iterator[list[int]]:
@@ -180,11 +181,11 @@ def meetings(steps: list[Step], machine: Machine, threads: int) -> Iterator[int]
     A 1x1 convolution whose rows are shared out as those of the step before it needs only what its own thread computed.
     """
     touched: dict[Buffer, list[tuple[Step, bool]]] = {}  # since the last meeting; whether it was written
-    for number, step in enumerate(steps if threads > 1 else ()):
+    for number, step in enumerate(steps if threads > 1 else []):
         reads = [buffer.root for buffer in step.reads]
-        at_risk = [(before, written) for buffer in reads for before, written in touched.get(buffer, ()) if written]
-        if step.target and step.target.over:
-            at_risk += touched.get(step.target.root, ())
+        at_risk = [(before, written) for buffer in reads for before, written in touched.get(buffer, []) if written]
+        if step.target.over:
+            at_risk.extend(touched.get(step.target.root, []))
         own = step.pixelwise and _by_rows(step, machine, threads)
         for before, written in at_risk:
             own = own and before.size == step.size and _by_rows(before, machine, threads) and (written or before.pixelwise)
@@ -193,8 +194,7 @@ def meetings(steps: list[Step], machine: Machine, threads: int) -> Iterator[int]
             yield number
         for buffer in reads:
             touched.setdefault(buffer, []).append((step, False))
-        if step.target:
-            touched.setdefault(step.target.root, []).append((step, True))
+        touched.setdefault(step.target.root, []).append((step, True))
 
 
 def _by_rows(step: Step, machine: Machine, threads: int) -> bool:
@@ -209,7 +209,7 @@ def place(steps: list[Step], meetings: set[int], threads: int) -> int:
     Between two meetings some threads are ahead of others: what one of them reads must not be overwritten before the next.
     """
     ends = [number for number in range(len(steps)) if threads == 1 or number + 1 in meetings] + [len(steps)]
-    buffers = [step.target for step in steps if step.target]
+    buffers = [step.target for step in steps]
     for buffer in buffers:
         buffer.root.needed = max(buffer.root.needed, next(end for end in ends if end >= buffer.needed))
     placed: list[Buffer] = []

@@ -35,26 +35,28 @@ def load() -> Function:
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     name, features = cpu()
-    target = llvm.Target.from_default_triple().create_target_machine(cpu=name, features=features, opt=3, reloc="pic", codemodel="jitdefault")
+    target = llvm.Target.from_default_triple().create_target_machine(
+        cpu=name, features=features, opt=3, reloc="pic", codemodel="jitdefault"
+    )
     code = _read(_key()) or _compile(target)
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), target)
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))
     engine.finalize_object()
-    _kept.append(engine)
     # As numba has it: addresses for a result and for an exception come before the arguments.
     kind = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
     native, unused = kind(engine.get_function_address(NAME)), (ctypes.c_void_p * 2)()
+    _kept.extend((engine, unused))
     return functools.partial(native, ctypes.addressof(unused), ctypes.addressof(unused) + 8)
 
 
 def _compile(target: llvm.TargetMachine) -> bytes:
     """By numba to LLVM's language, from there to an object file, which is kept if there is a place."""
-    from numba import config
-
+    if os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0"):
+        raise PyShuffleError(
+            "NUMBA_DISABLE_JIT is set: the engine is nothing but compiled code; use the Numba or Reference backend"
+        )
     from .kernels import entry, signature
 
-    if config.DISABLE_JIT:
-        raise PyShuffleError("NUMBA_DISABLE_JIT is set: the engine is nothing but compiled code; use the Numba or Reference backend")
     entry.compile(signature)
     module = llvm.parse_assembly(entry.inspect_llvm(entry.signatures[0]))
     symbol = entry.overloads[entry.signatures[0]].fndesc.llvm_func_name

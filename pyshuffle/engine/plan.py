@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from ..backends.cost import parameter_shapes
 from ..backends.ops import Ops
@@ -60,12 +60,14 @@ class Pending:
 
     @property
     def channels(self) -> int:
-        return len(self.bias) or len(self.source.places)
+        return 3 if self.kind == IMAGE else len(self.bias) or len(self.source.places)
 
     @property
     def size(self) -> tuple[int, int]:
         """Of the output."""
-        return (1, 1) if self.kind == MEAN else (out_size(self.source.height, self.stride), out_size(self.source.width, self.stride))
+        return (
+            (1, 1) if self.kind == MEAN else (out_size(self.source.height, self.stride), out_size(self.source.width, self.stride))
+        )
 
     @property
     def linear(self) -> bool:
@@ -78,16 +80,20 @@ class Step(NamedTuple):
 
     kind: int
     name: str
-    what: Pending | None
-    source: Map | None
-    target: Buffer | None
+    what: Pending
+    source: Map
+    target: Buffer
     size: tuple[int, int]  # of the output
     vectors: list[Vector]
 
     @property
     def reads(self) -> list[Buffer]:
-        residual = self.what.residual if self.what else None
-        return [buffer for read in (self.source, residual) if read for buffer in read.buffers]
+        return self.source.buffers + (self.what.residual.buffers if self.what.residual else [])
+
+    @property
+    def computes(self) -> bool:
+        """Whether it makes vectors of channels."""
+        return self.kind in (DENSE, WINDOW, MAXIMUM, MEAN)
 
     @property
     def apart(self) -> bool:
@@ -122,10 +128,9 @@ class Plan(Ops[Value]):
         self.params, self.machine, self.threads, self.size = params, machine, threads, (height, width)
         self.steps: list[Step] = []
         self.settled: dict[Pending, Map] = {}
-        image = Buffer((height, width), 3, made=0, plain=False)
-        self.record(Step(IMAGE, "image", None, None, image, (height, width), []))
-        logits = self.settle(net(self, Map(height, width, tuple((image, c) for c in range(3)))))
-        self.record(Step(OUTPUT, "logits", None, logits, None, (1, 1), []))
+        image = self.settle(Pending(IMAGE, "image", Map(height, width, ())))
+        logits = self.settle(net(self, image))
+        self.settle(Pending(OUTPUT, "logits", logits))
         self.classes = len(logits.places)
         self.band()
         arrange(self.steps, machine)
@@ -148,8 +153,7 @@ class Plan(Ops[Value]):
         return replace(x, weight=x.weight * per_output, bias=(x.bias - mean) * scale + beta)
 
     def relu(self, x: Value) -> Value:
-        foldable = isinstance(x, Pending) and x.kind in (DENSE, WINDOW)
-        return replace(x if foldable else self.linear_end(x, "relu"), relu=True)
+        return replace(x if isinstance(x, Pending) and x.kind in (DENSE, WINDOW) else self.linear_end(x, "relu"), relu=True)
 
     def maxpool(self, x: Value) -> Value:
         return Pending(MAXIMUM, "maxpool", self.settle(x), kernel=3, stride=2)
@@ -220,7 +224,12 @@ class Plan(Ops[Value]):
         """
         image, conv, pool = self.steps[:3]
         opens = (conv.kind, pool.kind) == (DENSE, MAXIMUM) and conv.what.kernel == 3 and conv.what.stride == 2
-        if opens and conv.reads == [image.target] and pool.reads == [conv.target] and conv.target.needed == 2 > image.target.needed:
+        if (
+            opens
+            and conv.reads == [image.target]
+            and pool.reads == [conv.target]
+            and conv.target.needed == 2 > image.target.needed
+        ):
             image.target.layout.height, conv.target.layout.height = 4 * BAND + 2, 2 * BAND + 1
             image.target.needed = 2
             self.steps[0] = image._replace(kind=STEM)
@@ -238,9 +247,8 @@ class Plan(Ops[Value]):
 def read_together(x: Pending) -> None:
     """Give the buffers that a step reads through one table one layout, and those that a 3x3 reads a halo."""
     for read in (x.source, x.residual) if x.kind == DENSE else ():
-        first, *others = read.buffers if read else [None]
-        for other in others:
-            first.layout.join(other.layout)
+        for before, after in pairwise(read.buffers if read else []):
+            before.layout.join(after.layout)
     for buffer in x.residual.buffers if x.residual else ():
         buffer.plain = False
     if x.kernel == 3 and x.kind != MAXIMUM:
@@ -261,19 +269,17 @@ def describe(plan: Plan) -> Iterator[str]:
     """The lines of `print(plan)`."""
     names = {id(step.target): f"b{number}" for number, step in enumerate(plan.steps)}
 
-    def where(map_: Map | None) -> str:
-        return "+".join(names[id(buffer)] for buffer in map_.buffers) if map_ else ""
+    def where(map_: Map) -> str:
+        return "+".join(names[id(buffer)] for buffer in map_.buffers)
 
     yield f"{'':4}{'step':<8} {'layer':<24} {'output':>14}  {'into':<5} {'at':>9} {'MMACs':>8}  from"
     for number, step in enumerate(plan.steps):
         height, width = step.size
-        channels = step.what.channels if step.what else len(step.source.places) if step.source else 3
-        into, at = (f"b{number}", step.target.offset) if step.target else ("", "")
-        also = f" plus {where(step.what.residual)}" if step.what and step.what.residual else ""
-        relu = ", ReLU" if step.what and step.what.relu else ""
+        also = f" plus {where(step.what.residual)}" if step.what.residual else ""
+        relu = ", ReLU" if step.what.relu else ""
         yield (
-            f"{number:3} {KINDS[step.kind]:<8} {step.name:<24} {f'{height} x {width} x {channels}':>14}  {into:<5} {at:>9} "
-            f"{multiply_adds(step) / 1e6:8.3f}  {where(step.source)}{also}{relu}"
+            f"{number:3} {KINDS[step.kind]:<8} {step.name:<24} {f'{height} x {width} x {step.what.channels}':>14}  "
+            f"b{number:<4} {step.target.offset:>9} {multiply_adds(step) / 1e6:8.3f}  {where(step.source)}{also}{relu}"
         )
     yield f"arena of {plan.arena / 2**20:.2f} MiB an image"
 
@@ -281,7 +287,7 @@ def describe(plan: Plan) -> Iterator[str]:
 def multiply_adds(step: Step) -> int:
     """Those of convolutions and of the linear layer, as the papers count."""
     what = step.what
-    if not what or not what.weight.size or what.name in ("add", "avgpool", "relu"):
+    if what.name in ("add", "avgpool", "relu"):
         return 0
     height, width = what.size
     return height * width * what.weight.size

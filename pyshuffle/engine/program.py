@@ -16,16 +16,20 @@ import numpy.typing as npt
 
 from ..types import Array
 from .layout import Vector
-from .plan import DENSE, MAXIMUM, MEAN, OUTPUT, WINDOW, Plan, Step
 from .machine import FLOAT, LINE, Machine
+from .plan import DENSE, MAXIMUM, MEAN, OUTPUT, WINDOW, Plan, Step
 
 # The columns of `Program.steps`. Units are what threads share out, all pieces' rows; the last describe the buffer written, of
 # which TARGET is the first pixel; HALO_PLANES are those that have a halo. MEET: all threads meet before it.
-(KIND, FIRST, LAST, UNITS, CHUNKS, PIXELS, WIDTH, STRIDE, RELU, TARGET, TARGET_ROW, TARGET_PIXEL, HALO_PLANES, PLANE, MEET) = range(15)
+(KIND, FIRST, LAST, UNITS, CHUNKS, PIXELS, WIDTH, STRIDE, RELU, TARGET, TARGET_ROW, TARGET_PIXEL, HALO_PLANES, PLANE, MEET) = (
+    range(15)
+)
 STEP = 15
 # The columns of `Program.pieces`: those that every kind has, those of a dense step, those of the others.
 (ROWS, SOURCE, WEIGHTS, BIAS) = range(4)
-(TILES, VECTORS, TALL, COUNT, SOURCE_PIXELS, OFFSETS, TARGET_PIXELS, COLUMNS, RESIDUAL, RESIDUAL_PIXELS, RESIDUAL_COLUMNS) = range(4, 15)
+(TILES, VECTORS, TALL, COUNT, SOURCE_PIXELS, OFFSETS, TARGET_PIXELS, COLUMNS, RESIDUAL, RESIDUAL_PIXELS, RESIDUAL_COLUMNS) = (
+    range(4, 15)
+)
 PIECE = 15
 (SOURCE_ROW, SOURCE_PIXEL, SOURCE_HEIGHT, SOURCE_WIDTH, COLUMN) = range(4, 9)
 NEAR = 24 * 1024  # bytes: most of the nearest cache, which has 32 KiB or more
@@ -76,15 +80,17 @@ class Encoder:
     def step(self, step: Step) -> list[int]:
         """A row of `Program.steps`, after adding the step's pieces."""
         first = len(self.pieces)
-        encode = {DENSE: self.dense, WINDOW: self.window, MAXIMUM: self.single, MEAN: self.single, OUTPUT: self.output}.get(step.kind)
+        encode = {DENSE: self.dense, WINDOW: self.window, MAXIMUM: self.single, MEAN: self.single, OUTPUT: self.output}.get(
+            step.kind
+        )
         if encode:
             self.pieces += encode(step)
         pieces = self.pieces[first:]
-        what, layout = step.what, step.target.layout if step.target else step.source.buffers[0].layout
-        target, planes = (step.target.offset + layout.at(0, 0), step.target.planes) if step.target else (0, 0)
+        what, target = step.what, step.target
+        layout = target.layout
         return [step.kind, first, len(self.pieces), sum(piece[ROWS] for piece in pieces), chunks(step, pieces, self.machine.lanes),
-                step.size[0] * step.size[1], step.size[1], what.stride if what else 1, bool(what and what.relu),
-                target, layout.row, layout.pixel, layout.halo * planes, layout.plane]  # fmt: skip
+                step.size[0] * step.size[1], step.size[1], what.stride, what.relu, target.offset + layout.at(0, 0),
+                layout.row, layout.pixel, layout.halo * target.planes, layout.plane]  # fmt: skip
 
     def dense(self, step: Step) -> Iterator[dict[int, int]]:
         what, source, target = step.what, step.source, step.target.layout
@@ -97,7 +103,9 @@ class Encoder:
         residual = what.residual
         for group in range(groups):
             places = source.places[group * inputs : (group + 1) * inputs]
-            order = sorted(range(inputs), key=lambda k: (places[k][0].made, places[k][0].places[places[k][1]]))  # as they lie: neighbours share a line
+            # In the order in which they lie, as neighbours share a cache line. (Not by address: that depends on the threads.)
+            lies = [(buffer.made, buffer.places[channel]) for buffer, channel in places]
+            order = sorted(range(inputs), key=lies.__getitem__)
             tap_offsets = [here.at(u, v) - here.at(0, 0) for u in range(what.kernel) for v in range(what.kernel)]
             offsets = self.table(np.add.outer(tap_offsets, [places[k][0].address(places[k][1]) - base for k in order]))
             weight = np.zeros((taps * inputs, groups * outputs))  # of the group's outputs, at their numbers
@@ -162,7 +170,11 @@ class Encoder:
 
     def output(self, step: Step) -> Iterator[dict[int, int]]:
         """One piece: where each logit lies."""
-        yield {ROWS: 1, COUNT: len(step.source.places), OFFSETS: self.table([buffer.address(channel) for buffer, channel in step.source.places])}
+        yield {
+            ROWS: 1,
+            COUNT: len(step.source.places),
+            OFFSETS: self.table([buffer.address(channel) for buffer, channel in step.source.places]),
+        }
 
 
 def chunks(step: Step, pieces: list[dict[int, int]], lanes: int) -> int:

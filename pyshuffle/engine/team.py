@@ -33,7 +33,12 @@ class Team:
         self.arenas = aligned(threads * program.arena)
         self.locks = [_locked() for _ in range(threads - 1)]
         self.words = words = np.zeros(WORKERS + threads * WORKER, np.int64)
-        for name, array in ((STEPS, program.steps), (PIECES, program.pieces), (TABLES, program.tables), (WEIGHTS, program.weights)):
+        for name, array in (
+            (STEPS, program.steps),
+            (PIECES, program.pieces),
+            (TABLES, program.tables),
+            (WEIGHTS, program.weights),
+        ):
             words[name] = array.ctypes.data
         words[ARENAS], words[ARENA] = self.arenas.ctypes.data, program.arena
         words[STEP_COUNT], words[PIECE_COUNT], words[TABLE_SIZE] = len(program.steps), len(program.pieces), program.tables.size

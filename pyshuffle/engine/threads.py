@@ -17,7 +17,7 @@ from numba.extending import intrinsic
 from .jit import kernel
 from .team import ARRIVED, ASLEEP, CALL, LET_RUN, LOCK, OPEN_LOCK, ROUND, TAKE_LOCK, THREADS, WORKER, WORKERS
 
-SPINS = 2000  # looks at a word, a pause between them, before others may run
+SPINS = 500  # looks at a word, a pause between them, before others may run
 LOOKS = 4000  # of a worker at the word that announces a call, before it sleeps: a few tenths of a millisecond
 I64 = ir.IntType(64)
 
@@ -63,7 +63,9 @@ def pause(_typing: Any) -> Any:
 
     def generate(context: Any, builder: ir.IRBuilder, _signature: Any, _values: Any) -> Any:
         if any(name in builder.module.triple for name in ("x86", "i686", "amd64")):
-            builder.call(cgutils.get_or_insert_function(builder.module, ir.FunctionType(ir.VoidType(), []), "llvm.x86.sse2.pause"), [])
+            builder.call(
+                cgutils.get_or_insert_function(builder.module, ir.FunctionType(ir.VoidType(), []), "llvm.x86.sse2.pause"), []
+            )
         else:
             kind = ir.FunctionType(ir.VoidType(), [ir.IntType(32)])
             builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.aarch64.hint"), [ir.IntType(32)(1)])  # yield

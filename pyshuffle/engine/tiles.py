@@ -117,9 +117,7 @@ class Emitter:
         self.build.cbranch(self.build.icmp_unsigned("!=", fewer, I64(0)), body, after)
         self.build.position_at_end(after)
 
-    def choose(
-        self, condition: ir.Value, yes: Callable[[], list[ir.Value]], no: Callable[[], list[ir.Value]]
-    ) -> list[ir.Value]:
+    def choose(self, condition: ir.Value, yes: Callable[[], list[ir.Value]], no: Callable[[], list[ir.Value]]) -> list[ir.Value]:
         """What `yes` emits and returns if the condition holds, and what `no` does if not."""
         done, coming = self.build.append_basic_block("done"), []
         blocks = [self.build.append_basic_block(name) for name in ("yes", "no")]
