@@ -12,9 +12,9 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from numba.np import arrayobj
 
-kernel = numba.njit(
-    error_model="numpy", fastmath={"contract"}, nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, _nrt=False
-)
+OPTIONS = {"error_model": "numpy", "fastmath": {"contract"}, "nogil": True}
+ALONE = {"_nrt": False, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+kernel = numba.njit(**OPTIONS, **ALONE)  # type: ignore[call-overload]
 
 
 @intrinsic

@@ -9,58 +9,17 @@ out whole while there are enough of them; the rest are worked on together.
 import numpy as np
 from numba import types
 
+from . import program as at
 from . import team
 from .jit import array, kernel
 from .layout import BY_ROWS
 from .machine import FLOAT, machine
 from .plan import DENSE, MAXIMUM, MEAN, OUTPUT, STEM, WINDOW
-from .program import (
-    BIAS,
-    CHUNKS,
-    COLUMN,
-    COLUMNS,
-    COUNT,
-    FIRST,
-    HALO_PLANES,
-    KIND,
-    LAST,
-    MEET,
-    OFFSETS,
-    PIECE,
-    PIXELS,
-    PLANE,
-    RELU,
-    RESIDUAL,
-    RESIDUAL_COLUMNS,
-    RESIDUAL_PIXELS,
-    ROWS,
-    SOURCE,
-    SOURCE_HEIGHT,
-    SOURCE_PIXEL,
-    SOURCE_PIXELS,
-    SOURCE_ROW,
-    SOURCE_WIDTH,
-    STEP,
-    STRIDE,
-    TALL,
-    TARGET,
-    TARGET_PIXEL,
-    TARGET_PIXELS,
-    TARGET_ROW,
-    TILES,
-    UNITS,
-    VECTORS,
-    WEIGHTS,
-    WIDTH,
-)  # fmt: skip
 from .threads import announce, await_call, exchange, look, meet
 from .tiles import average_tile, dense_tile, maximum_tile, window_tile
 
 ZERO = np.float32(0)
-SOLE, ONE = (
-    np.int64(0),
-    np.int64(1),
-)  # the first thread of one; as typed numbers, since for literal ones all is compiled once more
+SOLE, ONE = np.int64(0), np.int64(1)  # the first thread of one; typed, since for literal numbers all is compiled once more
 LEAST = np.float32(-np.inf)
 INFINITY = np.int32(0x7F800000)  # as bits; above it is what is not a number
 MAGNITUDE = np.int32(0x7FFFFFFF)  # all bits but the sign
@@ -81,13 +40,14 @@ def share(piece_rows, begin, units, thread, threads):
 @kernel
 def run_dense(step, piece, tables, weights, arena, low, first, last):
     """Tiles first to last of a panel."""
-    vectors = piece[VECTORS]
+    vectors = piece[at.VECTORS]
     arguments = (
-        first, last, step[PIXELS], arena + piece[SOURCE], tables + piece[SOURCE_PIXELS], tables + piece[OFFSETS], piece[COUNT],
-        weights + piece[WEIGHTS], weights + piece[BIAS], arena + step[TARGET], tables + piece[TARGET_PIXELS], tables + piece[COLUMNS],
-        piece[RESIDUAL] + arena if piece[RESIDUAL] >= 0 else 0, tables + piece[RESIDUAL_PIXELS], tables + piece[RESIDUAL_COLUMNS], low,
+        first, last, step[at.PIXELS], arena + piece[at.SOURCE], tables + piece[at.SOURCE_PIXELS], tables + piece[at.OFFSETS], piece[at.COUNT],
+        weights + piece[at.WEIGHTS], weights + piece[at.BIAS], arena + step[at.TARGET], tables + piece[at.TARGET_PIXELS], tables + piece[at.COLUMNS],
+        piece[at.RESIDUAL] + arena if piece[at.RESIDUAL] >= 0 else 0, tables + piece[at.RESIDUAL_PIXELS], tables + piece[at.RESIDUAL_COLUMNS],
+        low,
     )  # fmt: skip
-    if piece[TALL] > 1:
+    if piece[at.TALL] > 1:
         if vectors == 4:
             dense_tile(4, False, arguments)
         elif vectors == 3:
@@ -109,10 +69,11 @@ def run_dense(step, piece, tables, weights, arena, low, first, last):
 @kernel
 def run_window(step, piece, weights, arena, low, first, last):
     """Rows first to last of a vector of channels."""
-    stride, width, rows = step[STRIDE], step[WIDTH], piece[SOURCE_ROW]
+    stride, width, rows = step[at.STRIDE], step[at.WIDTH], piece[at.SOURCE_ROW]
     arguments = (
-        arena + piece[SOURCE] + first * stride * rows, rows, piece[SOURCE_PIXEL], weights + piece[WEIGHTS], weights + piece[BIAS],
-        arena + step[TARGET] + piece[COLUMN] + first * step[TARGET_ROW], step[TARGET_ROW], step[TARGET_PIXEL], last - first, width, low,
+        arena + piece[at.SOURCE] + first * stride * rows, rows, piece[at.SOURCE_PIXEL], weights + piece[at.WEIGHTS], weights + piece[at.BIAS],
+        arena + step[at.TARGET] + piece[at.COLUMN] + first * step[at.TARGET_ROW], step[at.TARGET_ROW], step[at.TARGET_PIXEL], last - first, width,
+        low,
     )  # fmt: skip
     if width >= RUN:
         if stride == 1:
@@ -128,30 +89,30 @@ def run_window(step, piece, weights, arena, low, first, last):
 @kernel
 def run_maximum(step, piece, source, target, row, begin, height):
     """A row of a vector of channels, from a map of the given height of which the source has the rows from `begin` on."""
-    rows, pixel = piece[SOURCE_ROW], piece[SOURCE_PIXEL]
-    x = source + piece[SOURCE] - begin * rows
+    rows, pixel = piece[at.SOURCE_ROW], piece[at.SOURCE_PIXEL]
+    x = source + piece[at.SOURCE] - begin * rows
     above, middle, below = max(2 * row - 1, 0), 2 * row, min(2 * row + 1, height - 1)
     maximum_tile((
-        x + above * rows, x + middle * rows, x + below * rows, pixel, (piece[SOURCE_WIDTH] - 1) * pixel,
-        target + step[TARGET] + piece[COLUMN] + row * step[TARGET_ROW], step[TARGET_PIXEL], step[WIDTH],
+        x + above * rows, x + middle * rows, x + below * rows, pixel, (piece[at.SOURCE_WIDTH] - 1) * pixel,
+        target + step[at.TARGET] + piece[at.COLUMN] + row * step[at.TARGET_ROW], step[at.TARGET_PIXEL], step[at.WIDTH],
     ))  # fmt: skip
 
 
 @kernel
 def run_mean(piece, arena, target):
     """The mean of one vector of channels."""
-    height, width = piece[SOURCE_HEIGHT], piece[SOURCE_WIDTH]
+    height, width = piece[at.SOURCE_HEIGHT], piece[at.SOURCE_WIDTH]
     share = np.float32(1) / np.float32(height * width)
-    average_tile((arena + piece[SOURCE], piece[SOURCE_ROW], piece[SOURCE_PIXEL], height, width, share, target))
+    average_tile((arena + piece[at.SOURCE], piece[at.SOURCE_ROW], piece[at.SOURCE_PIXEL], height, width, share, target))
 
 
 @kernel
 def clear_halo(step, arena, thread, threads):
     """Zeros around the map that a step writes, if it has a halo."""
-    height = step[PIXELS] // step[WIDTH]
-    row, pixel = step[TARGET_ROW] // FLOAT, step[TARGET_PIXEL] // FLOAT
-    for plane in range(step[HALO_PLANES]):
-        begin = (step[TARGET] + plane * step[PLANE]) // FLOAT - row - pixel
+    height = step[at.PIXELS] // step[at.WIDTH]
+    row, pixel = step[at.TARGET_ROW] // FLOAT, step[at.TARGET_PIXEL] // FLOAT
+    for plane in range(step[at.HALO_PLANES]):
+        begin = (step[at.TARGET] + plane * step[at.PLANE]) // FLOAT - row - pixel
         for i in range((height + 2) * thread // threads, (height + 2) * (thread + 1) // threads):
             line = arena[begin + i * row : begin + (i + 1) * row]
             if i == 0 or i == height + 1:
@@ -164,11 +125,11 @@ def clear_halo(step, arena, thread, threads):
 @kernel
 def run_image(step, arena, image, begin, first, last):
     """Copy rows of the image, as bits, to where row `begin` is the first, zeros around it; whether one value is not finite."""
-    pixel, row_length = step[TARGET_PIXEL] // FLOAT, step[TARGET_ROW] // FLOAT
-    length = step[WIDTH] * pixel
+    pixel, row_length = step[at.TARGET_PIXEL] // FLOAT, step[at.TARGET_ROW] // FLOAT
+    length = step[at.WIDTH] * pixel
     largest = np.int32(0)
     for row in range(first, last):
-        at = step[TARGET] // FLOAT - pixel + (row - begin) * row_length
+        at = step[at.TARGET] // FLOAT - pixel + (row - begin) * row_length
         target = arena[at : at + row_length]
         if row < 0 or row * length >= len(image):
             target[:] = 0
@@ -187,52 +148,52 @@ def run_image(step, arena, image, begin, first, last):
 def run_stem(steps, pieces, tables, weights, arena, own, image, thread, threads):
     """Image, first convolution and max-pool, in bands of rows whose maps are the thread's own; whether the image has a fault."""
     copy, conv, pool = steps[0], steps[1], steps[2]
-    low = ZERO if conv[RELU] else LEAST
-    band = (conv[PIXELS] // conv[WIDTH] - 1) // 2
-    rows, height = pool[PIXELS] // pool[WIDTH], (copy[PIXELS] // copy[WIDTH] + 1) // 2
+    low = ZERO if conv[at.RELU] else LEAST
+    band = (conv[at.PIXELS] // conv[at.WIDTH] - 1) // 2
+    rows, height = pool[at.PIXELS] // pool[at.WIDTH], (copy[at.PIXELS] // copy[at.WIDTH] + 1) // 2
     last = rows * (thread + 1) // threads
     fault = False
     clear_halo(pool, arena, thread, threads)
     for begin in range(rows * thread // threads, last, band):
         end = min(begin + band, last)
         fault |= run_image(copy, own.view(np.int32), image, 4 * begin - 2, 4 * begin - 3, 4 * end)
-        for at in range(conv[FIRST], conv[LAST]):
-            tiles = -(-(2 * (end - begin) + 1) * conv[WIDTH] // pieces[at, TALL])
-            run_dense(conv, pieces[at], tables.ctypes.data, weights, own.ctypes.data, low, SOLE, tiles)
-        for at in range(pool[FIRST], pool[LAST]):
+        for number in range(conv[at.FIRST], conv[at.LAST]):
+            tiles = -(-(2 * (end - begin) + 1) * conv[at.WIDTH] // pieces[number, at.TALL])
+            run_dense(conv, pieces[number], tables.ctypes.data, weights, own.ctypes.data, low, SOLE, tiles)
+        for number in range(pool[at.FIRST], pool[at.LAST]):
             for row in range(begin, end):
-                run_maximum(pool, pieces[at], own.ctypes.data, arena.ctypes.data, row, 2 * begin - 1, height)
+                run_maximum(pool, pieces[number], own.ctypes.data, arena.ctypes.data, row, 2 * begin - 1, height)
     return fault
 
 
 @kernel
 def run_step(step, pieces, tables, weights, arena, logits, thread, threads):
     """A thread's share of a step."""
-    kind = step[KIND]
-    memory, low = arena.ctypes.data, ZERO if step[RELU] else LEAST
+    kind = step[at.KIND]
+    memory, low = arena.ctypes.data, ZERO if step[at.RELU] else LEAST
     clear_halo(step, arena, thread, threads)
-    for chunk in range(step[CHUNKS]):
+    for chunk in range(step[at.CHUNKS]):
         begin = SOLE
-        for at in range(step[FIRST], step[LAST]):
-            piece = pieces[at]
-            first, last = share(piece[ROWS], begin, step[UNITS], thread, threads)
-            begin += piece[ROWS]
+        for number in range(step[at.FIRST], step[at.LAST]):
+            piece = pieces[number]
+            first, last = share(piece[at.ROWS], begin, step[at.UNITS], thread, threads)
+            begin += piece[at.ROWS]
             rows = last - first
-            first, last = first + rows * chunk // step[CHUNKS], first + rows * (chunk + 1) // step[CHUNKS]
+            first, last = first + rows * chunk // step[at.CHUNKS], first + rows * (chunk + 1) // step[at.CHUNKS]
             if first >= last:
                 continue
             if kind == DENSE:
-                tiles = piece[TILES]
+                tiles = piece[at.TILES]
                 run_dense(step, piece, tables.ctypes.data, weights, memory, low, first * tiles, last * tiles)
             elif kind == WINDOW:
                 run_window(step, piece, weights, memory, low, first, last)
             elif kind == MAXIMUM:
                 for row in range(first, last):
-                    run_maximum(step, piece, memory, memory, row, SOLE, piece[SOURCE_HEIGHT])
+                    run_maximum(step, piece, memory, memory, row, SOLE, piece[at.SOURCE_HEIGHT])
             elif kind == MEAN:
-                run_mean(piece, memory, memory + step[TARGET] + piece[COLUMN])
+                run_mean(piece, memory, memory + step[at.TARGET] + piece[at.COLUMN])
             elif kind == OUTPUT:
-                places = tables[piece[OFFSETS] // 4 :][: len(logits)]
+                places = tables[piece[at.OFFSETS] // 4 :][: len(logits)]
                 for k in range(len(logits)):
                     logits[k] = arena[places[k] // FLOAT]
 
@@ -240,9 +201,9 @@ def run_step(step, pieces, tables, weights, arena, logits, thread, threads):
 @kernel
 def run_begin(steps, pieces, tables, weights, arena, own, image, thread, threads):
     """A thread's share of the steps that read the image; whether it has a fault."""
-    if steps[0, KIND] == STEM:
+    if steps[0, at.KIND] == STEM:
         return run_stem(steps, pieces, tables, weights, arena, own, image, thread, threads)
-    rows = steps[0, PIXELS] // steps[0, WIDTH] + 2  # with those of the halo
+    rows = steps[0, at.PIXELS] // steps[0, at.WIDTH] + 2  # with those of the halo
     first, last = rows * thread // threads - 1, rows * (thread + 1) // threads - 1
     return run_image(steps[0], arena.view(np.int32), image, SOLE, first, last)
 
@@ -251,14 +212,14 @@ def run_begin(steps, pieces, tables, weights, arena, own, image, thread, threads
 def run(words, thread):
     """A thread's share of a call."""
     threads, count = words[team.THREADS], words[team.BATCH]
-    steps = array(words[team.STEPS], SOLE, (words[team.STEP_COUNT], STEP))
-    pieces = array(words[team.PIECES], SOLE, (words[team.PIECE_COUNT], PIECE))
+    steps = array(words[team.STEPS], SOLE, (words[team.STEP_COUNT], at.STEP))
+    pieces = array(words[team.PIECES], SOLE, (words[team.PIECE_COUNT], at.PIECE))
     tables = array(words[team.TABLES], np.uint32(0), (words[team.TABLE_SIZE],))
     weights, size = words[team.WEIGHTS], words[team.ARENA] // FLOAT
     arenas = array(words[team.ARENAS], ZERO, (threads, size))
-    images = array(words[team.IMAGES], np.int32(0), (count, steps[0, PIXELS] * 3))  # their bits
-    logits = array(words[team.LOGITS], ZERO, (count, pieces[-1, COUNT]))
-    begun = 3 if steps[0, KIND] == STEM else 1
+    images = array(words[team.IMAGES], np.int32(0), (count, steps[0, at.PIXELS] * 3))  # their bits
+    logits = array(words[team.LOGITS], ZERO, (count, pieces[-1, at.COUNT]))
+    begun = 3 if steps[0, at.KIND] == STEM else 1
     rounds = count // threads  # in which there is an image for each thread; then all threads work on one
     for turn in range(rounds + count % threads):
         alone = turn < rounds
@@ -269,7 +230,7 @@ def run(words, thread):
         if words[team.FROM] == 0 and run_begin(steps, pieces, tables, weights, arena, arenas[thread], images[n], part, parts):
             exchange(words, team.FAULT, 1)
         for s in range(max(begun, words[team.FROM]), words[team.UNTIL]):
-            if steps[s, MEET] and not alone:
+            if steps[s, at.MEET] and not alone:
                 meet(words, threads)
             run_step(steps[s], pieces, tables, weights, arena, logits[n], part, parts)
     meet(words, threads)

@@ -4,8 +4,8 @@ A buffer holds a map as (planes, H, W, columns), with a border of zeros (a halo)
 Buffers that one convolution reads through one table share a layout, so that a channel's offset is the same for every pixel; were each
 of them as wide as the widest, most of the memory that is fetched with a pixel would be unused, so the wide ones have several planes.
 
-A run of channels that is shorter than a vector gets a whole vector's columns. Where a longer run does not end with a whole vector, the
-last one is moved back and computes a few channels a second time, so that no vector ever writes over what is not its own.
+A run of channels that is shorter than a vector gets a whole vector's columns. Where a longer run does not end with a whole vector,
+the last one is moved back and computes a few channels a second time, so that no vector ever writes over what is not its own.
 """
 
 from __future__ import annotations
@@ -183,7 +183,9 @@ def meetings(steps: list[Step], machine: Machine, threads: int) -> Iterator[int]
     touched: dict[Buffer, list[tuple[Step, bool]]] = {}  # since the last meeting; whether it was written
     for number, step in enumerate(steps if threads > 1 else []):
         reads = [buffer.root for buffer in step.reads]
-        at_risk = [(before, written) for buffer in reads for before, written in touched.get(buffer, []) if written]
+        at_risk: list[tuple[Step, bool]] = [
+            (before, written) for buffer in reads for before, written in touched.get(buffer, []) if written
+        ]
         if step.target.over:
             at_risk.extend(touched.get(step.target.root, []))
         own = step.pixelwise and _by_rows(step, machine, threads)

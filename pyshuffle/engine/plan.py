@@ -3,8 +3,8 @@
 - **Batch normalisation is folded** into the convolution before it, in float64; a ReLU and the addition of a shortcut become part of
   the step as well. To that end an operation is first only `Pending`; it becomes a step when something needs its result that cannot
   be folded into it.
-- **Split, concat and shuffle are no steps.** A `Map` is a list that says where each channel lies; these operations rearrange the list.
-  The next convolution reads through it: its table of offsets *is* that list.
+- **Split, concat and shuffle are no steps.** A `Map` is a list that says where each channel lies; these operations rearrange it. The
+  next convolution reads through it: its table of offsets *is* that list.
 """
 
 from __future__ import annotations
@@ -217,10 +217,11 @@ class Plan(Ops[Value]):
         return self.settled[x]
 
     def band(self) -> None:
-        """Where the network begins as these do, with a 3x3 convolution and a max-pool, make the first three steps one.
+        """Where the network begins with a 3x3 convolution and a max-pool, as these do, make the first three steps one.
 
-        The map between the two is the largest of all. Computed in bands of a few rows it never leaves the near caches: the image and
-        that map then are buffers for one band, of rows 4 r - 3 to 4 (r + BAND) - 1 and 2 r - 1 to 2 (r + BAND) - 1 for pooled rows r on.
+        The map between the two is the largest of all. Computed in bands of a few rows it never leaves the near caches. Image and
+        map then are buffers of one band: for pooled rows r to r + BAND, of rows 4 r - 3 to 4 (r + BAND) - 1 and 2 r - 1 to
+        2 (r + BAND) - 1.
         """
         image, conv, pool = self.steps[:3]
         opens = (conv.kind, pool.kind) == (DENSE, MAXIMUM) and conv.what.kernel == 3 and conv.what.stride == 2

@@ -61,7 +61,7 @@ def kind(step: Step) -> str:
 
 
 def peak() -> float:
-    """The most that one core can do just now: multiply-adds of registers, nothing else, in GFLOP/s. An addition counts as one more."""
+    """The most that one core can do just now: multiply-adds in registers, nothing else. In GFLOP/s, two a multiply-add."""
     lanes, sums, loop = _peak()
     values = aligned((1 + sums) * lanes * FLOAT)
     began = time.perf_counter()

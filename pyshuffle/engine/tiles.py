@@ -16,8 +16,8 @@ compiler spills sums to the stack in the innermost loop; tests/test_tiles.py rea
 
 A loop written in Python cannot say "keep these in registers", so the tiles are emitted as LLVM instructions, by the functions below:
 `dense` for every convolution that mixes channels and for the linear layer, `window` for depthwise 3x3 and average pooling, `maximum`
-for max-pooling, `average` for the mean of a map. LLVM translates them for whatever processor it finds; `Machine` says how many lanes and registers that one has.
-All addresses, strides and offsets are in bytes.
+for max-pooling, `average` for the mean of a map. LLVM translates them for whatever processor it finds; `Machine` says how many lanes
+and registers that one has. All addresses, strides and offsets are in bytes.
 """
 
 from __future__ import annotations
