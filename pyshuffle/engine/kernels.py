@@ -42,10 +42,12 @@ def run_dense(step, piece, tables, weights, arena, low, first, last):
     """Tiles first to last of a panel."""
     vectors = piece[at.VECTORS]
     arguments = (
-        first, last, step[at.PIXELS], arena + piece[at.SOURCE], tables + piece[at.SOURCE_PIXELS], tables + piece[at.OFFSETS], piece[at.COUNT],
-        weights + piece[at.WEIGHTS], weights + piece[at.BIAS], arena + step[at.TARGET], tables + piece[at.TARGET_PIXELS], tables + piece[at.COLUMNS],
-        piece[at.RESIDUAL] + arena if piece[at.RESIDUAL] >= 0 else 0, tables + piece[at.RESIDUAL_PIXELS], tables + piece[at.RESIDUAL_COLUMNS],
-        low,
+        first, last, step[at.PIXELS],
+        arena + piece[at.SOURCE], tables + piece[at.SOURCE_PIXELS], tables + piece[at.OFFSETS], piece[at.COUNT],
+        weights + piece[at.WEIGHTS], weights + piece[at.BIAS],
+        arena + step[at.TARGET], tables + piece[at.TARGET_PIXELS], tables + piece[at.COLUMNS],
+        piece[at.RESIDUAL] + arena if piece[at.RESIDUAL] >= 0 else 0, tables + piece[at.RESIDUAL_PIXELS],
+        tables + piece[at.RESIDUAL_COLUMNS], low,
     )  # fmt: skip
     if piece[at.TALL] > 1:
         if vectors == 4:
@@ -71,9 +73,10 @@ def run_window(step, piece, weights, arena, low, first, last):
     """Rows first to last of a vector of channels."""
     stride, width, rows = step[at.STRIDE], step[at.WIDTH], piece[at.SOURCE_ROW]
     arguments = (
-        arena + piece[at.SOURCE] + first * stride * rows, rows, piece[at.SOURCE_PIXEL], weights + piece[at.WEIGHTS], weights + piece[at.BIAS],
-        arena + step[at.TARGET] + piece[at.COLUMN] + first * step[at.TARGET_ROW], step[at.TARGET_ROW], step[at.TARGET_PIXEL], last - first, width,
-        low,
+        arena + piece[at.SOURCE] + first * stride * rows, rows, piece[at.SOURCE_PIXEL],
+        weights + piece[at.WEIGHTS], weights + piece[at.BIAS],
+        arena + step[at.TARGET] + piece[at.COLUMN] + first * step[at.TARGET_ROW], step[at.TARGET_ROW], step[at.TARGET_PIXEL],
+        last - first, width, low,
     )  # fmt: skip
     if width >= RUN:
         if stride == 1:
@@ -129,8 +132,8 @@ def run_image(step, arena, image, begin, first, last):
     length = step[at.WIDTH] * pixel
     largest = np.int32(0)
     for row in range(first, last):
-        at = step[at.TARGET] // FLOAT - pixel + (row - begin) * row_length
-        target = arena[at : at + row_length]
+        place = step[at.TARGET] // FLOAT - pixel + (row - begin) * row_length
+        target = arena[place : place + row_length]
         if row < 0 or row * length >= len(image):
             target[:] = 0
             continue
