@@ -10,8 +10,10 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
+from ..errors import WeightsError
 from ..nets import Net
 from ..ops.check import out_size
+from ..types import Params
 from .ops import Ops
 
 FLOAT = 4  # bytes
@@ -126,3 +128,12 @@ def parameter_shapes(net: Net) -> Mapping[str, tuple[int, ...]]:
     cost = Cost()
     net(cost, Map((1, 32, 32, 3)))
     return MappingProxyType(cost.shapes)
+
+
+def check_params(net: Net, params: Params) -> None:
+    """Raises WeightsError unless the parameters are those of the network."""
+    for name, shape in parameter_shapes(net).items():
+        if name not in params:
+            raise WeightsError(f"the network needs a parameter {name!r} and the weights have none")
+        if params[name].shape != shape:
+            raise WeightsError(f"{name} has the shape {params[name].shape}: the network needs {shape}")

@@ -12,10 +12,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from ..engine.plan import check_params
 from ..nets import Net
 from ..ops.check import EPS, out_size
 from ..types import Array, Params
+from .cost import check_params
 from .ops import Ops
 
 OPSET = 17

@@ -16,9 +16,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..backends.cost import parameter_shapes
+from ..backends.cost import check_params
 from ..backends.ops import Ops
-from ..errors import WeightsError
 from ..nets import Net
 from ..ops.check import EPS, out_size
 from ..types import Array, Params
@@ -255,15 +254,6 @@ def read_together(x: Pending) -> None:
     if x.kernel == 3 and x.kind != MAXIMUM:
         for buffer in x.source.buffers:
             buffer.layout.halo = 1
-
-
-def check_params(net: Net, params: Params) -> None:
-    """Raises WeightsError unless the parameters are those of the network."""
-    for name, shape in parameter_shapes(net).items():
-        if name not in params:
-            raise WeightsError(f"the network needs a parameter {name!r} and the weights have none")
-        if params[name].shape != shape:
-            raise WeightsError(f"{name} has the shape {params[name].shape}: the network needs {shape}")
 
 
 def describe(plan: Plan) -> Iterator[str]:
