@@ -5,12 +5,11 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import llvmlite.binding as llvm
-import numba
 import pytest
 from llvmlite import ir
 
-from pyshuffle.engine import tiles
-from pyshuffle.engine.tiles import Machine
+from pyshuffle.engine import machine, tiles
+from pyshuffle.engine.machine import Machine
 
 # The processors -----------------------------------------------------------------------------------------------------------------
 
@@ -143,39 +142,48 @@ def test_innermost_loops_of_a_text():
 
 # The machine --------------------------------------------------------------------------------------------------------------------
 
-NAMED = [  # triple, CPU name, features, machine
-    (X86, None, "+sse2,+avx,+avx2,+fma,+avx512f,+avx512vl", Machine(16, 32)),
-    (X86, None, "+avx512f", Machine(16, 32)),
-    (X86, None, "+avx2,+fma,+avx", Machine(8, 16)),
-    (X86, None, "+avx,+avx2,+fma,-avx512f", Machine(8, 16)),
-    (X86, None, "+sse2", Machine(4, 16)),
-    (X86, None, "+sse2,-avx", Machine(4, 16)),
-    (X86, "nocona", None, Machine(4, 16)),  # named, so that this computer's features do not count
-    (X86, "nocona", "+avx", Machine(8, 16)),
-    (ARM, None, "+neon", Machine(4, 32)),
-    (ARM, None, None, Machine(4, 32)),
+NAMED = [  # triple, features, machine
+    (X86, "+sse2,+avx,+avx2,+fma,+avx512f,+avx512vl", Machine(16, 32)),
+    (X86, "+avx512f", Machine(16, 32)),
+    (X86, "+avx2,+fma,+avx", Machine(8, 16)),
+    (X86, "+avx,+avx2,+fma,-avx512f", Machine(8, 16)),
+    (X86, "+sse2", Machine(4, 16)),
+    (X86, "+sse2,-avx", Machine(4, 16)),
+    (X86, "", Machine(4, 16)),
+    (ARM, "+neon", Machine(4, 32)),
+    (ARM, "", Machine(4, 32)),
 ]
 
 
-@pytest.mark.parametrize(("triple", "name", "features", "machine"), NAMED)
-def test_the_machine_is_the_one_that_numba_compiles_for(monkeypatch, triple, name, features, machine):
-    monkeypatch.setattr(llvm, "get_process_triple", lambda: triple)
-    monkeypatch.setattr(numba.config, "CPU_NAME", name)
-    monkeypatch.setattr(numba.config, "CPU_FEATURES", features)
-    assert tiles.machine() == machine
+@pytest.mark.parametrize("host", ["", "+avx,+avx512f"], ids=["on an old computer", "on a new one"])
+@pytest.mark.parametrize(("triple", "features", "expected"), NAMED)
+def test_the_machine_is_the_one_that_is_asked_for(monkeypatch, triple, features, expected, host):
+    """By numba's variables, whatever computer this is."""
+    pretend(monkeypatch, triple, host)
+    monkeypatch.setenv("NUMBA_CPU_NAME", "nocona")
+    monkeypatch.setenv("NUMBA_CPU_FEATURES", features)
+    assert machine.machine() == expected
+    assert machine.cpu() == ("nocona", features)
 
 
-@pytest.mark.parametrize(("flags", "machine"), [("+avx,+avx512f", Machine(16, 32)), ("+avx,-avx512f", Machine(8, 16))])
-def test_without_a_name_it_is_this_computer(monkeypatch, flags, machine):
+@pytest.mark.parametrize(("triple", "features", "expected"), NAMED)
+def test_by_default_the_machine_is_this_computer(monkeypatch, triple, features, expected):
+    pretend(monkeypatch, triple, features)
+    monkeypatch.delenv("NUMBA_CPU_NAME", raising=False)
+    monkeypatch.delenv("NUMBA_CPU_FEATURES", raising=False)
+    assert machine.machine() == expected
+    assert machine.cpu() == (llvm.get_host_cpu_name(), features)
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, triple: str, features: str) -> None:
+    """That this computer is another."""
+
     class Flags:
         def flatten(self) -> str:
-            return flags
+            return features
 
-    monkeypatch.setattr(llvm, "get_process_triple", lambda: X86)
+    monkeypatch.setattr(llvm, "get_process_triple", lambda: triple)
     monkeypatch.setattr(llvm, "get_host_cpu_features", Flags)
-    monkeypatch.setattr(numba.config, "CPU_NAME", None)
-    monkeypatch.setattr(numba.config, "CPU_FEATURES", None)
-    assert tiles.machine() == machine
 
 
 @every_target

@@ -27,9 +27,9 @@ BY_ROWS = 3  # a step is shared out by rows where each thread gets so many of th
 class Layout:
     """What buffers that are read together have in common."""
 
-    def __init__(self, height: int, width: int) -> None:
+    def __init__(self, height: int, width: int, halo: bool) -> None:
         self.height, self.width = height, width
-        self.halo = 0
+        self.halo = int(halo)  # pixels of zeros on each side
         self.columns = 0  # of a plane; 0 as long as the widest buffer may still get wider
         self.buffers: list[Buffer] = []
 
@@ -69,8 +69,8 @@ class Layout:
 class Buffer:
     """A piece of the arena, written by one step."""
 
-    def __init__(self, size: tuple[int, int], channels: int, made: int, plain: bool) -> None:
-        self.layout = Layout(*size)
+    def __init__(self, size: tuple[int, int], channels: int, made: int, plain: bool, halo: bool) -> None:
+        self.layout = Layout(*size, halo)
         self.layout.buffers.append(self)
         self.channels = channels
         self.made = self.needed = made  # the step that writes it, the last one that reads it
@@ -167,8 +167,11 @@ def replaces(step: Step, machine: Machine) -> bool:
     """Whether a sum can take the place of its residual, so that a large map is in the caches once and not twice: each value is
     computed once, from the one it replaces, and that is not needed any more."""
     residual = step.what.residual
-    if not residual or len(residual.buffers) > 1 or residual.buffers[0].needed > step.target.made:
+    if not residual or len(residual.buffers) > 1:
         return False
+    replaced = residual.buffers[0]
+    if replaced.needed > step.target.made or replaced.root in [buffer.root for buffer in step.source.buffers] or not replaced.made:
+        return False  # still needed, or by other pixels and channels of this very step; or the image, whose columns are not padded
     height, width = step.size
     once = sum(len(vector.channels) for vector in step.vectors) == step.what.channels
     tiled = all(height * width % machine.tall(vectors, height * width) == 0 for vectors in machine.heights)

@@ -210,7 +210,7 @@ class Plan(Ops[Value]):
         if x not in self.settled:
             read_together(x)
             plain = x.kind == DENSE and len(x.weight) == 1 and not x.residual
-            target = Buffer(x.size, x.channels, len(self.steps), plain)
+            target = Buffer(x.size, x.channels, len(self.steps), plain, halo=x.kind == IMAGE)
             self.record(Step(x.kind, x.name, x, x.source, target, x.size, []))
             self.settled[x] = Map(*x.size, tuple((target, c) for c in range(x.channels)))
         return self.settled[x]
