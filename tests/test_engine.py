@@ -61,7 +61,7 @@ def assert_near(logits: Array, expected: Array, tolerance: float = 1e-5) -> None
     """Off by no more than a share of the largest, which NaN is not."""
     assert (logits.dtype, logits.shape) == (np.float32, expected.shape)
     error, largest = np.abs(logits - expected).max(), np.abs(expected).max()
-    assert not largest == 0, "nothing is to be seen where all is 0"
+    assert largest != 0, "nothing is to be seen where all is 0"
     if not error <= tolerance * largest:
         pytest.fail(f"differs by {error:.3g} where the largest value is {largest:.3g}")
 

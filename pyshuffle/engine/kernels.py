@@ -206,9 +206,9 @@ def run_begin(steps, pieces, tables, weights, arena, own, image, thread, threads
     """A thread's share of the steps that read the image; whether it has a fault."""
     if steps[0, at.KIND] == STEM:
         return run_stem(steps, pieces, tables, weights, arena, own, image, thread, threads)
-    rows = steps[0, at.PIXELS] // steps[0, at.WIDTH] + 2  # with those of the halo
-    first, last = rows * thread // threads - 1, rows * (thread + 1) // threads - 1
-    return run_image(steps[0], arena.view(np.int32), image, SOLE, first, last)
+    rows = steps[0, at.PIXELS] // steps[0, at.WIDTH]
+    first, last = rows * thread // threads, rows * (thread + 1) // threads  # as every step shares them out
+    return run_image(steps[0], arena.view(np.int32), image, SOLE, first - (thread == 0), last + (thread == threads - 1))
 
 
 @kernel
