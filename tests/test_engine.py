@@ -691,6 +691,11 @@ def an_image_that_is_read_twice(ops, x):
     return ops.linear(ops.concat(ops.mean(y), ops.mean(x)), "fc", 5)
 
 
+def the_image_beside_a_map(ops, x):
+    """Read through one table, as are all the parts of a concat."""
+    return ops.linear(ops.mean(ops.conv(ops.concat(x, ops.conv(x, "conv", 20)), "next", 20)), "fc", 5)
+
+
 def depthwise_of_the_image(ops, x):
     return ops.linear(ops.mean(ops.depthwise(ops.depthwise(x, "one", stride=2), "other")), "fc", 5)
 
@@ -736,8 +741,8 @@ UNBUILT = [
     sum_of_two_fresh_convolutions, sum_of_three, sum_of_a_map_and_its_convolution, sum_of_a_map_and_its_3x3_convolution,
     sum_with_a_depthwise, batchnorm_of_a_sum, a_convolution_before_and_after_its_relu, a_depthwise_before_and_after_its_relu,
     maxpool_of_negative_values, maxpool_without_a_relu, maxpool_of_the_image, a_stem_that_is_read_twice,
-    an_image_that_is_read_twice, depthwise_of_the_image, avgpool_of_avgpool, convolutions_of_the_image_in_groups,
-    shuffles_on_shuffles, a_map_with_itself, two_linear_layers, wide,
+    an_image_that_is_read_twice, the_image_beside_a_map, depthwise_of_the_image, avgpool_of_avgpool,
+    convolutions_of_the_image_in_groups, shuffles_on_shuffles, a_map_with_itself, two_linear_layers, wide,
 ]  # fmt: skip
 
 
