@@ -128,21 +128,25 @@ def clear_halo(step, arena, thread, threads):
 @kernel
 def run_image(step, arena, image, begin, first, last):
     """Copy rows of the image, as bits, to where row `begin` is the first, zeros around it; whether one value is not finite."""
-    pixel, row_length = step[at.TARGET_PIXEL] // FLOAT, step[at.TARGET_ROW] // FLOAT
-    length = step[at.WIDTH] * pixel
+    pixel, row_length, width = step[at.TARGET_PIXEL] // FLOAT, step[at.TARGET_ROW] // FLOAT, step[at.WIDTH]
     largest = np.int32(0)
     for row in range(first, last):
         place = step[at.TARGET] // FLOAT - pixel + (row - begin) * row_length
         target = arena[place : place + row_length]
-        if row < 0 or row * length >= len(image):
+        if row < 0 or row * width * 3 >= len(image):
             target[:] = 0
             continue
-        source = image[row * length : (row + 1) * length]
+        source = image[row * width * 3 : (row + 1) * width * 3]
         target[:pixel] = 0
-        target[pixel + length :] = 0
-        inner = target[pixel : pixel + length]
-        for k in range(length):
-            inner[k] = source[k]
+        target[row_length - pixel :] = 0
+        if pixel == 3:
+            inner = target[3 : row_length - 3]
+            for k in range(len(source)):
+                inner[k] = source[k]
+        else:  # it lies in a wider map
+            for k in range(len(source)):
+                target[pixel + k // 3 * pixel + k % 3] = source[k]
+        for k in range(len(source)):
             largest = max(largest, source[k] & MAGNITUDE)
     return largest >= INFINITY
 

@@ -37,6 +37,7 @@ class Model:
 
     def __call__(self, x: Array) -> Array:
         height, width = self.plan.size
+        x = np.asarray(x)
         if x.dtype != np.float32 or x.ndim != 4 or x.shape[1:] != (height, width, 3) or not len(x):
             raise ShapeError(f"x is {x.dtype} of shape {x.shape}: the model was compiled for float32 (N, {height}, {width}, 3)")
         if os.getpid() != self.team.process:

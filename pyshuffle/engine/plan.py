@@ -147,12 +147,12 @@ class Plan(Ops[Value]):
     def batchnorm(self, x: Value, name: str) -> Value:
         gamma, beta, mean, var = (self.param(f"{name}.{entry}") for entry in ("weight", "bias", "running_mean", "running_var"))
         scale = gamma / np.sqrt(var + EPS)
-        x = self.linear_end(x, name)
+        x = self.linear_end(x)
         per_output = scale.reshape(len(x.weight), 1, 1, -1) if x.kind == DENSE else scale
         return replace(x, weight=x.weight * per_output, bias=(x.bias - mean) * scale + beta)
 
     def relu(self, x: Value) -> Value:
-        return replace(x if isinstance(x, Pending) and x.kind in (DENSE, WINDOW) else self.linear_end(x, "relu"), relu=True)
+        return replace(x if isinstance(x, Pending) and x.kind in (DENSE, WINDOW) else self.linear_end(x), relu=True)
 
     def maxpool(self, x: Value) -> Value:
         return Pending(MAXIMUM, "maxpool", self.settle(x), kernel=3, stride=2)
@@ -193,9 +193,9 @@ class Plan(Ops[Value]):
     def param(self, name: str) -> Array:
         return self.params[name].astype(np.float64)
 
-    def linear_end(self, x: Value, name: str) -> Pending:
+    def linear_end(self, x: Value) -> Pending:
         """x itself where something linear can be folded into it, else a copy of it to fold that into."""
-        return x if isinstance(x, Pending) and x.linear else self.filtered(x, name, np.arange(TAPS) == TAPS // 2)
+        return x if isinstance(x, Pending) and x.linear else self.filtered(x, "copy", np.arange(TAPS) == TAPS // 2)
 
     def filtered(self, x: Value, name: str, window: Array, stride: int = 1) -> Pending:
         """Every channel of x seen through the same window (9,)."""
@@ -278,7 +278,7 @@ def describe(plan: Plan) -> Iterator[str]:
 def multiply_adds(step: Step) -> int:
     """Those of convolutions and of the linear layer, as the papers count."""
     what = step.what
-    if what.name in ("add", "avgpool", "relu"):
+    if what.name in ("add", "avgpool", "copy"):
         return 0
     height, width = what.size
     return height * width * what.weight.size

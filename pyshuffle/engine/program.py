@@ -204,7 +204,7 @@ def encode(plan: Plan) -> Program:
     for row, piece in zip(pieces, encoder.pieces, strict=True):
         row[list(piece)] = list(piece.values())
     weights = aligned(encoder.bytes["weights"] + SLACK)
-    np.concatenate(encoder.weights, out=weights[: encoder.bytes["weights"] // FLOAT])
+    np.concatenate([*encoder.weights, np.zeros(0)], casting="same_kind", out=weights[: encoder.bytes["weights"] // FLOAT])
     arena = -(-(plan.arena + SLACK) // LINE) * LINE
     return Program(steps, pieces, np.concatenate(encoder.tables), weights, arena)
 

@@ -280,7 +280,7 @@ def peak(function: ir.Function, machine: Machine) -> None:
     given = dict(zip(PEAK, function.args, strict=True))
     a, *sums = e.vectors(given["target"], 1 + PEAK_SUMS)
     with e.loop(given["count"], sums) as (sums, following):
-        following += [e.multiply_add(a, a, total) for total in sums]
+        following += [e.multiply_add(total, a, a) for total in sums]
     for total in following:
         a = e.build.fadd(a, total)
     e.store(a, given["target"])
