@@ -163,10 +163,11 @@ def test_logits_are_the_same_bits_where_threads_share_rows(net):
 
 
 def test_meetings_are_fewer_where_there_are_rows_to_share():
-    """And none are left out for a single thread but all of them, as it waits for nobody."""
-    meetings = [len(compiled(ShuffleNetV2(classes=10), size, size, 2).plan.meetings) for size in (32, 224)]
+    """That is, where tiles fill rows. And none for a single thread, as it waits for nobody."""
+    large = 32 * math.lcm(*machine().heights.values())
+    meetings = [len(plan_of(ShuffleNetV2(classes=10), size, size, 2).meetings) for size in (32, large)]
     assert meetings[1] < meetings[0]
-    assert not compiled(ShuffleNetV2(classes=10), 224, 224).plan.meetings
+    assert not plan_of(ShuffleNetV2(classes=10), large, large).meetings
 
 
 def test_an_image_leaves_nothing_behind_for_the_next():
