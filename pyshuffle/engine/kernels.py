@@ -40,7 +40,6 @@ def share(piece_rows, begin, units, thread, threads):
 @kernel
 def run_dense(step, piece, tables, weights, arena, low, first, last):
     """Tiles first to last of a panel."""
-    vectors = piece[at.VECTORS]
     arguments = (
         first, last, step[at.PIXELS],
         arena + piece[at.SOURCE], tables + piece[at.SOURCE_PIXELS], tables + piece[at.OFFSETS], piece[at.COUNT],
@@ -49,23 +48,7 @@ def run_dense(step, piece, tables, weights, arena, low, first, last):
         piece[at.RESIDUAL] + arena if piece[at.RESIDUAL] >= 0 else 0, tables + piece[at.RESIDUAL_PIXELS],
         tables + piece[at.RESIDUAL_COLUMNS], low,
     )  # fmt: skip
-    if piece[at.TALL] > 1:
-        if vectors == 4:
-            dense_tile(4, False, arguments)
-        elif vectors == 3:
-            dense_tile(3, False, arguments)
-        elif vectors == 2:
-            dense_tile(2, False, arguments)
-        else:
-            dense_tile(1, False, arguments)
-    elif vectors == 4:
-        dense_tile(4, True, arguments)
-    elif vectors == 3:
-        dense_tile(3, True, arguments)
-    elif vectors == 2:
-        dense_tile(2, True, arguments)
-    else:
-        dense_tile(1, True, arguments)
+    dense_tile(2 * piece[at.VECTORS] + (piece[at.TALL] == 1), arguments)
 
 
 @kernel
@@ -78,15 +61,7 @@ def run_window(step, piece, weights, arena, low, first, last):
         arena + step[at.TARGET] + piece[at.COLUMN] + first * step[at.TARGET_ROW], step[at.TARGET_ROW], step[at.TARGET_PIXEL],
         last - first, width, low,
     )  # fmt: skip
-    if width >= RUN:
-        if stride == 1:
-            window_tile(1, False, arguments)
-        else:
-            window_tile(2, False, arguments)
-    elif stride == 1:
-        window_tile(1, True, arguments)
-    else:
-        window_tile(2, True, arguments)
+    window_tile(2 * stride + (width < RUN), arguments)
 
 
 @kernel

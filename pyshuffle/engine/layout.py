@@ -170,14 +170,10 @@ def replaces(step: Step, machine: Machine) -> bool:
     if not residual or len(residual.buffers) > 1:
         return False
     replaced = residual.buffers[0]
-    if (
-        replaced.needed > step.target.made
-        or replaced.root in [buffer.root for buffer in step.source.buffers]
-        or not replaced.made
-    ):
-        return (
-            False  # still needed, or by other pixels and channels of this very step; or the image, whose columns are not padded
-        )
+    if replaced.needed > step.target.made or replaced.root in [buffer.root for buffer in step.source.buffers]:
+        return False  # it is still needed: by a later step, or by other pixels and channels of this one
+    if not replaced.made:
+        return False  # the image: its columns are not padded to vectors
     height, width = step.size
     once = sum(len(vector.channels) for vector in step.vectors) == step.what.channels
     tiled = all(height * width % machine.tall(vectors, height * width) == 0 for vectors in machine.heights)

@@ -56,6 +56,7 @@ class Pending:
     stride: int = 1
     relu: bool = False
     residual: Map | None = None
+    learnt: bool = False  # whether the weight is one of the network's parameters
 
     @property
     def channels(self) -> int:
@@ -64,9 +65,9 @@ class Pending:
     @property
     def size(self) -> tuple[int, int]:
         """Of the output."""
-        return (
-            (1, 1) if self.kind == MEAN else (out_size(self.source.height, self.stride), out_size(self.source.width, self.stride))
-        )
+        if self.kind == MEAN:
+            return 1, 1
+        return out_size(self.source.height, self.stride), out_size(self.source.width, self.stride)
 
     @property
     def linear(self) -> bool:
@@ -77,13 +78,19 @@ class Pending:
 class Step(NamedTuple):
     """A line of the program: an operation, the buffer that it writes, and, once all is arranged, the vectors that it computes."""
 
-    kind: int
-    name: str
+    kind: int  # that of `what`, or STEM
     what: Pending
-    source: Map
     target: Buffer
-    size: tuple[int, int]  # of the output
+    size: tuple[int, int]  # of the output, or of a band of it
     vectors: list[Vector]
+
+    @property
+    def name(self) -> str:
+        return self.what.name
+
+    @property
+    def source(self) -> Map:
+        return self.what.source
 
     @property
     def reads(self) -> list[Buffer]:
@@ -138,11 +145,11 @@ class Plan(Ops[Value]):
 
     def conv(self, x: Value, name: str, out: int, kernel: int = 1, stride: int = 1, groups: int = 1) -> Value:
         weight = self.param(f"{name}.weight").reshape(kernel * kernel, -1, groups, out // groups)
-        return Pending(DENSE, name, self.settle(x), np.moveaxis(weight, 2, 0), np.zeros(out), kernel, stride)
+        return Pending(DENSE, name, self.settle(x), np.moveaxis(weight, 2, 0), np.zeros(out), kernel, stride, learnt=True)
 
     def depthwise(self, x: Value, name: str, stride: int = 1) -> Value:
         weight = self.param(f"{name}.weight").reshape(TAPS, -1)
-        return Pending(WINDOW, name, self.settle(x), weight, np.zeros(weight.shape[1]), 3, stride)
+        return Pending(WINDOW, name, self.settle(x), weight, np.zeros(weight.shape[1]), 3, stride, learnt=True)
 
     def batchnorm(self, x: Value, name: str) -> Value:
         gamma, beta, mean, var = (self.param(f"{name}.{entry}") for entry in ("weight", "bias", "running_mean", "running_var"))
@@ -187,8 +194,8 @@ class Plan(Ops[Value]):
         return Pending(MEAN, "mean", self.settle(x))
 
     def linear(self, x: Value, name: str, out: int, bias: bool = True) -> Value:
-        weight = self.param(f"{name}.weight")[None, None]
-        return Pending(DENSE, name, self.settle(x), weight, self.param(f"{name}.bias") if bias else np.zeros(out))
+        weight, shift = self.param(f"{name}.weight")[None, None], self.param(f"{name}.bias") if bias else np.zeros(out)
+        return Pending(DENSE, name, self.settle(x), weight, shift, learnt=True)
 
     def param(self, name: str) -> Array:
         return self.params[name].astype(np.float64)
@@ -211,7 +218,7 @@ class Plan(Ops[Value]):
             read_together(x)
             plain = x.kind == DENSE and len(x.weight) == 1 and not x.residual
             target = Buffer(x.size, x.channels, len(self.steps), plain, halo=x.kind == IMAGE)
-            self.record(Step(x.kind, x.name, x, x.source, target, x.size, []))
+            self.record(Step(x.kind, x, target, x.size, []))
             self.settled[x] = Map(*x.size, tuple((target, c) for c in range(x.channels)))
         return self.settled[x]
 
@@ -224,12 +231,8 @@ class Plan(Ops[Value]):
         """
         image, conv, pool = self.steps[:3]
         opens = (conv.kind, pool.kind) == (DENSE, MAXIMUM) and conv.what.kernel == 3 and conv.what.stride == 2
-        if (
-            opens
-            and conv.reads == [image.target]
-            and pool.reads == [conv.target]
-            and conv.target.needed == 2 > image.target.needed
-        ):
+        chain = conv.reads == [image.target] and pool.reads == [conv.target]
+        if opens and chain and conv.target.needed == 2 > image.target.needed:
             image.target.layout.height, conv.target.layout.height = 4 * BAND + 2, 2 * BAND + 1
             image.target.needed = 2
             self.steps[0] = image._replace(kind=STEM)
@@ -277,8 +280,5 @@ def describe(plan: Plan) -> Iterator[str]:
 
 def multiply_adds(step: Step) -> int:
     """Those of convolutions and of the linear layer, as the papers count."""
-    what = step.what
-    if what.name in ("add", "avgpool", "copy"):
-        return 0
-    height, width = what.size
-    return height * width * what.weight.size
+    height, width = step.what.size
+    return height * width * step.what.weight.size if step.what.learnt else 0

@@ -307,28 +307,44 @@ def _call(context: Any, builder: ir.IRBuilder, kind: Callable[..., None], argume
     return context.get_dummy_value()
 
 
-@intrinsic(prefer_literal=True)
-def dense_tile(_typing: Any, vectors: Any, lone: Any, arguments: Any) -> Any:
-    """`dense` on a tuple of its arguments: for as many pixels as the machine has for so many vectors, or for a lone one."""
+def _call_one(
+    context: Any, builder: ir.IRBuilder, kind: Callable[..., None], values: list[ir.Value], shapes: dict[int, dict[str, int]]
+) -> Any:
+    """Call the tile whose number is the first of the values, on the arguments that are the second."""
+    done = builder.append_basic_block("done")
+    switch = builder.switch(values[0], done)
+    for number, shape in shapes.items():
+        block = builder.append_basic_block(f"tile{number}")
+        switch.add_case(I64(number), block)
+        builder.position_at_end(block)
+        _call(context, builder, kind, values[1], **shape)
+        builder.branch(done)
+    builder.position_at_end(done)
+    return context.get_dummy_value()
 
-    def generate(context: Any, builder: ir.IRBuilder, signature: Any, values: list[ir.Value]) -> Any:
-        wide, one = (kind.literal_value for kind in signature.args[:2])
-        if wide not in machine().heights:
-            return context.get_dummy_value()  # no plan has panels so wide
-        return _call(context, builder, dense, values[2], vectors=wide, pixels=1 if one else machine().heights[wide])
 
-    return types.void(vectors, lone, arguments), generate
+@intrinsic
+def dense_tile(_typing: Any, number: Any, arguments: Any) -> Any:
+    """`dense` on a tuple of its arguments. The number: twice the vectors, plus one for a tile of a single pixel."""
+
+    def generate(context: Any, builder: ir.IRBuilder, _signature: Any, values: list[ir.Value]) -> Any:
+        heights = machine().heights
+        tall = {2 * v: {"vectors": v, "pixels": pixels} for v, pixels in heights.items()}
+        single = {2 * v + 1: {"vectors": v, "pixels": 1} for v in heights}
+        return _call_one(context, builder, dense, values, tall | single)
+
+    return types.void(types.int64, arguments), generate
 
 
-@intrinsic(prefer_literal=True)
-def window_tile(_typing: Any, stride: Any, lone: Any, arguments: Any) -> Any:
-    """`window` on a tuple of its arguments: with tiles of as many pixels as the machine likes, or of a lone one."""
+@intrinsic
+def window_tile(_typing: Any, number: Any, arguments: Any) -> Any:
+    """`window` on a tuple of its arguments. The number: twice the stride, plus one for tiles of a single pixel."""
 
-    def generate(context: Any, builder: ir.IRBuilder, signature: Any, values: list[ir.Value]) -> Any:
-        step, one = (kind.literal_value for kind in signature.args[:2])
-        return _call(context, builder, window, values[2], stride=step, pixels=1 if one else machine().run)
+    def generate(context: Any, builder: ir.IRBuilder, _signature: Any, values: list[ir.Value]) -> Any:
+        shapes = {2 * s + one: {"stride": s, "pixels": 1 if one else machine().run} for s in (1, 2) for one in (0, 1)}
+        return _call_one(context, builder, window, values, shapes)
 
-    return types.void(stride, lone, arguments), generate
+    return types.void(types.int64, arguments), generate
 
 
 @intrinsic
