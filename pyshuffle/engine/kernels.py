@@ -12,7 +12,6 @@ from numba import types
 from . import program as at
 from . import team
 from .jit import array, kernel
-from .layout import BY_ROWS
 from .machine import FLOAT, machine
 from .plan import DENSE, MAXIMUM, MEAN, OUTPUT, STEM, WINDOW
 from .threads import announce, await_call, exchange, look, meet
@@ -27,21 +26,20 @@ RUN = machine().run
 
 
 @kernel
-def share(piece_rows, begin, units, thread, threads):
-    """The rows of a piece that are a thread's: by rows where there are many, else all pieces' rows in one line, `begin` on."""
-    if piece_rows >= BY_ROWS * threads:
-        return piece_rows * thread // threads, piece_rows * (thread + 1) // threads
-    return (
-        min(max(units * thread // threads - begin, 0), piece_rows),
-        min(max(units * (thread + 1) // threads - begin, 0), piece_rows),
-    )
+def share(step, units, begin, thread, threads):
+    """The units of a piece that are a thread's, first and last: where all pieces' units lie in one line, this one's from `begin`."""
+    if step[at.BY_ROWS]:
+        return units * thread // threads, units * (thread + 1) // threads
+    total = step[at.TOTAL]
+    first, last = total * thread // threads - begin, total * (thread + 1) // threads - begin
+    return min(max(first, 0), units), min(max(last, 0), units)
 
 
 @kernel
 def run_dense(step, piece, tables, weights, arena, low, first, last):
-    """Tiles first to last of a panel."""
+    """Pixels first to last of a panel."""
     arguments = (
-        first, last, step[at.PIXELS],
+        first, last,
         arena + piece[at.SOURCE], tables + piece[at.SOURCE_PIXELS], tables + piece[at.OFFSETS], piece[at.COUNT],
         weights + piece[at.WEIGHTS], weights + piece[at.BIAS],
         arena + step[at.TARGET], tables + piece[at.TARGET_PIXELS], tables + piece[at.COLUMNS],
@@ -140,8 +138,8 @@ def run_stem(steps, pieces, tables, weights, arena, own, image, thread, threads)
         end = min(begin + band, last)
         fault |= run_image(copy, own.view(np.int32), image, 4 * begin - 2, 4 * begin - 3, 4 * end)
         for number in range(conv[at.FIRST], conv[at.LAST]):
-            tiles = -(-(2 * (end - begin) + 1) * conv[at.WIDTH] // pieces[number, at.TALL])
-            run_dense(conv, pieces[number], tables.ctypes.data, weights, own.ctypes.data, low, SOLE, tiles)
+            pixels = max((2 * (end - begin) + 1) * conv[at.WIDTH], pieces[number, at.TALL])
+            run_dense(conv, pieces[number], tables.ctypes.data, weights, own.ctypes.data, low, SOLE, pixels)
         for number in range(pool[at.FIRST], pool[at.LAST]):
             for row in range(begin, end):
                 run_maximum(pool, pieces[number], own.ctypes.data, arena.ctypes.data, row, 2 * begin - 1, height)
@@ -158,15 +156,16 @@ def run_step(step, pieces, tables, weights, arena, logits, thread, threads):
         begin = SOLE
         for number in range(step[at.FIRST], step[at.LAST]):
             piece = pieces[number]
-            first, last = share(piece[at.ROWS], begin, step[at.UNITS], thread, threads)
-            begin += piece[at.ROWS]
-            rows = last - first
-            first, last = first + rows * chunk // step[at.CHUNKS], first + rows * (chunk + 1) // step[at.CHUNKS]
+            first, last = share(step, piece[at.UNITS], begin, thread, threads)
+            begin += piece[at.UNITS]
+            units = last - first
+            first, last = first + units * chunk // step[at.CHUNKS], first + units * (chunk + 1) // step[at.CHUNKS]
             if first >= last:
                 continue
             if kind == DENSE:
-                tiles = piece[at.TILES]
-                run_dense(step, piece, tables.ctypes.data, weights, memory, low, first * tiles, last * tiles)
+                unit = piece[at.UNIT]
+                end = min(last * unit, step[at.PIXELS])
+                run_dense(step, piece, tables.ctypes.data, weights, memory, low, first * unit, end)
             elif kind == WINDOW:
                 run_window(step, piece, weights, memory, low, first, last)
             elif kind == MAXIMUM:

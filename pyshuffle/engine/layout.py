@@ -176,8 +176,14 @@ def replaces(step: Step, machine: Machine) -> bool:
         return False  # the image: its columns are not padded to vectors
     height, width = step.size
     once = sum(len(vector.channels) for vector in step.vectors) == step.what.channels
-    tiled = all(height * width % machine.tall(vectors, height * width) == 0 for vectors in machine.heights)
+    tiled = all(width % machine.tall(vectors, height * width) == 0 for vectors in machine.heights)
     return once and tiled and [buffer.places[channel] for buffer, channel in residual.places] == step.target.places
+
+
+def by_rows(step: Step, machine: Machine, threads: int) -> bool:
+    """Whether each thread has its own rows of a step's output, the same for every channel: where they hold a tile at least."""
+    height, width = step.size
+    return height >= BY_ROWS * threads and height // threads * width >= max(machine.heights.values())
 
 
 def meetings(steps: list[Step], machine: Machine, threads: int) -> Iterator[int]:
@@ -193,21 +199,15 @@ def meetings(steps: list[Step], machine: Machine, threads: int) -> Iterator[int]
         ]
         if step.target.over:
             at_risk.extend(touched.get(step.target.root, []))
-        own = step.pixelwise and _by_rows(step, machine, threads)
+        own = step.pixelwise and by_rows(step, machine, threads)
         for before, written in at_risk:
-            own = own and before.size == step.size and _by_rows(before, machine, threads) and (written or before.pixelwise)
+            own = own and before.size == step.size and by_rows(before, machine, threads) and (written or before.pixelwise)
         if number == 0 or (at_risk and not own):
             touched.clear()
             yield number
         for buffer in reads:
             touched.setdefault(buffer, []).append((step, False))
         touched.setdefault(step.target.root, []).append((step, True))
-
-
-def _by_rows(step: Step, machine: Machine, threads: int) -> bool:
-    """Whether threads share out the rows of every piece alike."""
-    height, _ = step.size
-    return height >= BY_ROWS * threads and all(step.rows(machine, vectors) == height for vectors in machine.heights)
 
 
 def place(steps: list[Step], meetings: set[int], threads: int) -> int:

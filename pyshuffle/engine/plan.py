@@ -111,14 +111,6 @@ class Step(NamedTuple):
         """Whether it sees each pixel alone."""
         return self.kind == DENSE and self.what.kernel == self.what.stride == 1
 
-    def rows(self, machine: Machine, vectors: int) -> int:
-        """The parts of a piece of so many vectors that can be shared out: rows of pixels, or where tiles do not fill rows, tiles."""
-        height, width = self.size
-        if self.kind == MEAN:
-            return 1
-        tall = machine.tall(vectors, height * width) if self.kind == DENSE else 1
-        return height if width % tall == 0 else -(-height * width // tall)
-
 
 Value = Map | Pending
 

@@ -15,20 +15,20 @@ import numpy as np
 import numpy.typing as npt
 
 from ..types import Array
-from .layout import Vector
+from .layout import Vector, by_rows
 from .machine import FLOAT, LINE, Machine
 from .plan import DENSE, MAXIMUM, MEAN, OUTPUT, WINDOW, Plan, Step
 
-# The columns of `Program.steps`. Units are what threads share out, all pieces' rows; the last describe the buffer written, of
-# which TARGET is the first pixel; HALO_PLANES are those that have a halo. MEET: all threads meet before it.
-(KIND, FIRST, LAST, UNITS, CHUNKS, PIXELS, WIDTH, STRIDE, RELU, TARGET, TARGET_ROW, TARGET_PIXEL, HALO_PLANES, PLANE, MEET) = (
-    range(15)
-)
-STEP = 15
+# Units are what threads share out: rows of pixels, BY_ROWS the same ones of every piece; else, of a small map, all pieces' tiles.
+# The columns of `Program.steps`: its pieces, all their units, ...; the last describe the buffer written, of which TARGET is the first
+# pixel; HALO_PLANES are those that have a halo. MEET: all threads meet before it.
+(KIND, FIRST, LAST, BY_ROWS, TOTAL, CHUNKS, PIXELS, WIDTH, STRIDE, RELU) = range(10)
+(TARGET, TARGET_ROW, TARGET_PIXEL, HALO_PLANES, PLANE, MEET) = range(10, 16)
+STEP = 16
 # The columns of `Program.pieces`: those that every kind has, those of a dense step, those of the others.
-(ROWS, SOURCE, WEIGHTS, BIAS) = range(4)
-(TILES, VECTORS, TALL, COUNT, SOURCE_PIXELS, OFFSETS, TARGET_PIXELS, COLUMNS, RESIDUAL, RESIDUAL_PIXELS, RESIDUAL_COLUMNS) = (
-    range(4, 15)
+(UNITS, SOURCE, WEIGHTS, BIAS) = range(4)
+(UNIT, VECTORS, TALL, COUNT, SOURCE_PIXELS, OFFSETS, TARGET_PIXELS, COLUMNS, RESIDUAL, RESIDUAL_PIXELS, RESIDUAL_COLUMNS) = range(
+    4, 15
 )
 PIECE = 15
 (SOURCE_ROW, SOURCE_PIXEL, SOURCE_HEIGHT, SOURCE_WIDTH, COLUMN) = range(4, 9)
@@ -50,8 +50,8 @@ class Program:
 class Encoder:
     """Collects the pieces of a plan and their data."""
 
-    def __init__(self, machine: Machine) -> None:
-        self.machine = machine
+    def __init__(self, machine: Machine, threads: int) -> None:
+        self.machine, self.threads = machine, threads
         self.pieces: list[dict[int, int]] = []
         self.tables: list[npt.NDArray[np.uint32]] = []
         self.weights: list[Array] = []
@@ -88,9 +88,9 @@ class Encoder:
         pieces = self.pieces[first:]
         what, target = step.what, step.target
         layout = target.layout
-        return [step.kind, first, len(self.pieces), sum(piece[ROWS] for piece in pieces), chunks(step, pieces, self.machine.lanes),
-                step.size[0] * step.size[1], step.size[1], what.stride, what.relu, target.offset + layout.at(0, 0),
-                layout.row, layout.pixel, layout.halo * target.planes, layout.plane]  # fmt: skip
+        return [step.kind, first, len(self.pieces), by_rows(step, self.machine, self.threads), sum(piece[UNITS] for piece in pieces),
+                self.chunks(step, pieces), step.size[0] * step.size[1], step.size[1], what.stride, what.relu,
+                target.offset + layout.at(0, 0), layout.row, layout.pixel, layout.halo * target.planes, layout.plane]  # fmt: skip
 
     def dense(self, step: Step) -> Iterator[dict[int, int]]:
         what, source, target = step.what, step.source, step.target.layout
@@ -113,10 +113,10 @@ class Encoder:
             vectors = [vector for vector in step.vectors if vector.channels[0] // outputs == group]
             for panel in panels(vectors, max(self.machine.heights)):
                 tall = self.machine.tall(len(panel), height * width)
-                rows = step.rows(self.machine, len(panel))
+                rows = by_rows(step, self.machine, self.threads)
                 piece = {
-                    ROWS: rows,
-                    TILES: -(-height * width // tall) // rows,
+                    UNITS: height if rows else -(-height * width // tall),
+                    UNIT: width if rows else tall,
                     SOURCE: base + here.at(-margin, -margin),
                     VECTORS: len(panel),
                     TALL: tall,
@@ -159,7 +159,7 @@ class Encoder:
             buffer, channel = step.source.places[vector.channels[0]]
             layout = buffer.layout
             yield {
-                ROWS: step.rows(self.machine, 1),
+                UNITS: step.size[0],
                 SOURCE: buffer.address(channel) + layout.at(0, 0),
                 SOURCE_ROW: layout.row,
                 SOURCE_PIXEL: layout.pixel,
@@ -171,22 +171,24 @@ class Encoder:
     def output(self, step: Step) -> Iterator[dict[int, int]]:
         """One piece: where each logit lies."""
         yield {
-            ROWS: 1,
+            UNITS: 1,
             COUNT: len(step.source.places),
             OFFSETS: self.table([buffer.address(channel) for buffer, channel in step.source.places]),
         }
 
+    def chunks(self, step: Step, pieces: list[dict[int, int]]) -> int:
+        """In how many parts all pieces of a step are computed, one part after the other, rather than one piece after the other.
 
-def chunks(step: Step, pieces: list[dict[int, int]], lanes: int) -> int:
-    """In how many parts all pieces of a step are computed, one part after the other, rather than one piece after the other.
-
-    The weights of small groups fit into the nearest cache together; then it is the maps that are to be read once.
-    """
-    if step.kind != DENSE or sum(piece[COUNT] * piece[VECTORS] * lanes * FLOAT for piece in pieces) > NEAR:
-        return 1
-    height, width = step.size
-    channels = len(step.source.places) + step.what.channels * (2 if step.what.residual else 1)
-    return max(1, height * width * channels * FLOAT // NEAR)
+        The weights of small groups fit into the nearest cache together; then it is the maps that are to be read once. Parts are of
+        whole rows, and hold a tile at least.
+        """
+        weights = sum(piece[COUNT] * piece[VECTORS] * self.machine.lanes * FLOAT for piece in pieces if step.kind == DENSE)
+        if not (0 < weights <= NEAR and by_rows(step, self.machine, self.threads)):
+            return 1
+        height, width = step.size
+        channels = len(step.source.places) + step.what.channels * (2 if step.what.residual else 1)
+        rows = -(-max(self.machine.heights.values()) // width)
+        return max(1, min(height * width * channels * FLOAT // NEAR, height // self.threads // rows))
 
 
 def panels(vectors: list[Vector], most: int) -> Iterator[list[Vector]]:
@@ -198,7 +200,7 @@ def panels(vectors: list[Vector], most: int) -> Iterator[list[Vector]]:
 
 def encode(plan: Plan) -> Program:
     """The plan as arrays."""
-    encoder = Encoder(plan.machine)
+    encoder = Encoder(plan.machine, plan.threads)
     steps = np.array([[*encoder.step(step), number in plan.meetings] for number, step in enumerate(plan.steps)], np.int64)
     pieces = np.zeros((len(encoder.pieces), PIECE), np.int64)
     for row, piece in zip(pieces, encoder.pieces, strict=True):

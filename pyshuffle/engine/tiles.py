@@ -135,25 +135,27 @@ class Emitter:
 
 
 DENSE = (
-    "first last size source source_pixels offsets count weights bias target target_pixels columns "
+    "first last source source_pixels offsets count weights bias target target_pixels columns "
     "residual residual_pixels residual_columns low"
 ).split()
 
 
 def dense(function: ir.Function, machine: Machine, vectors: int, pixels: int) -> None:
-    """out[m, n] = max(low, bias[n] + residual[m, n] + sum_k a[m, k] * w[k, n]) for tiles first to last of a panel of channels n.
+    """out[m, n] = max(low, bias[n] + residual[m, n] + sum_k a[m, k] * w[k, n]) for pixels first to last of a panel of channels n.
 
     a[m, k] lies at source + source_pixels[m] + offsets[k]. The table of offsets makes this one tile serve every layer: a 1x1
     convolution lists the channels it reads, wherever split, concat and shuffle left them; a grouped one those of its group; a 3x3 one
-    its 9 C taps. The last of the `size` pixels are computed twice where they do not fill a tile. A residual at address 0 is none.
+    its 9 C taps. Where the pixels do not fill the last tile, it is moved back and computes some of them, or of those before the
+    first, a second time: `last` is at least a tile's. A residual at address 0 is none.
     """
     e = Emitter(function, machine.lanes)
     given = dict(zip(DENSE, function.args, strict=True))
     tile = [(p, v) for p in range(pixels) for v in range(vectors)]
     panel = e.build.mul(given["count"], I64(vectors * e.size))
-    with e.loop(e.build.sub(given["last"], given["first"]), [given["first"]]) as ((number,), further):
-        further.append(e.build.add(number, I64(1)))
-        begin = e.smaller(e.build.mul(number, I64(pixels)), e.build.sub(given["size"], I64(pixels)))
+    tiles = e.build.udiv(e.build.add(e.build.sub(given["last"], given["first"]), I64(pixels - 1)), I64(pixels))
+    end = e.build.sub(given["last"], I64(pixels))
+    with e.loop(tiles, [I64(0), e.smaller(given["first"], end)]) as ((number, begin), further):
+        further += [e.build.add(number, I64(1)), e.smaller(e.build.add(begin, I64(pixels)), end)]
         source_pixels, target_pixels, residual_pixels = (
             e.build.add(given[name], e.build.mul(begin, I64(4))) for name in ("source_pixels", "target_pixels", "residual_pixels")
         )

@@ -1,0 +1,68 @@
+"""Between two meetings no thread needs another: in whatever order they do their shares, the logits are the same bits."""
+
+import numba
+import numpy as np
+import pytest
+from golden.make_logits import images, parameters
+
+from pyshuffle.backends.cost import parameter_shapes
+from pyshuffle.engine import program as at
+from pyshuffle.engine.kernels import run_begin, run_step
+from pyshuffle.engine.machine import FLOAT, machine
+from pyshuffle.engine.plan import STEM, Plan
+from pyshuffle.engine.program import Program, encode
+from pyshuffle.nets import ShuffleNetV1, ShuffleNetV2
+from pyshuffle.types import Array
+
+
+@numba.njit
+def run_share(steps, pieces, tables, weights, arenas, image, logits, s, thread, threads):
+    if s == 0:
+        run_begin(steps, pieces, tables, weights.ctypes.data, arenas[0], arenas[thread], image, thread, threads)
+    else:
+        run_step(steps[s], pieces, tables, weights.ctypes.data, arenas[0], logits, thread, threads)
+
+
+def logits_in_turn(program: Program, threads: int, image: Array, rng: np.random.Generator | None = None) -> Array:
+    """One image's logits: between meetings one thread after the other, the last one first, or as the generator draws them."""
+    begun = 3 if program.steps[0, at.KIND] == STEM else 1
+    numbers = [0, *range(begun, len(program.steps))]
+    meetings = [n for n, s in enumerate(numbers) if program.steps[s, at.MEET] or n == 0]
+    arenas = np.full((threads, program.arena // FLOAT), np.nan, np.float32)
+    logits = np.full(program.pieces[-1, at.COUNT], np.nan, np.float32)
+    for begin, end in zip(meetings, [*meetings[1:], len(numbers)], strict=True):
+        order = np.repeat(np.arange(threads)[::-1], end - begin)
+        if rng:
+            rng.shuffle(order)
+        done = [begin] * threads
+        for thread in order:
+            s = numbers[done[thread]]
+            done[thread] += 1
+            run_share(*program_arrays(program), arenas, image.view(np.int32).ravel(), logits, s, thread, threads)
+    return logits
+
+
+def program_arrays(program: Program) -> tuple[Array, ...]:
+    return program.steps, program.pieces, program.tables, program.weights
+
+
+SIZES = [  # network, height, width: from maps of whole tiles to such as hold none
+    (ShuffleNetV2(0.5, classes=10), 224, 224),
+    (ShuffleNetV2(0.5, classes=10), 96, 96),
+    (ShuffleNetV2(1.0, classes=10, extra_depthwise=True), 120, 33),
+    (ShuffleNetV1(0.5, groups=8, classes=10), 192, 160),
+    (ShuffleNetV1(0.25, groups=3, classes=10), 224, 224),
+]
+
+
+@pytest.mark.parametrize("threads", [2, 3, 8])
+@pytest.mark.parametrize(("net", "height", "width"), SIZES, ids=str)
+def test_threads_need_nothing_of_each_other_between_meetings(net, height, width, threads):
+    x = np.ascontiguousarray(images(max(height, width), 1, 0)[0, :height, :width].astype(np.float32))
+    params = {name: value.astype(np.float32) for name, value in parameters(parameter_shapes(net)).items()}
+    alone, together = (encode(Plan(net, params, height, width, machine(), n)) for n in (1, threads))
+    expected = logits_in_turn(alone, 1, x)
+    assert np.isfinite(expected).all()
+    for seed in (None, 0, 1):
+        rng = None if seed is None else np.random.default_rng(seed)
+        np.testing.assert_array_equal(logits_in_turn(together, threads, x, rng), expected)
