@@ -40,7 +40,7 @@ def depthwise(x, w, stride):
     return y
 
 
-def batch_norm(x, gamma, beta, training):
+def batch_norm(x, gamma, beta, training, relu):
     y = np.empty(x.shape)
     for c in range(x.shape[-1]):
         pixels = x[..., c].ravel().tolist()
@@ -49,7 +49,7 @@ def batch_norm(x, gamma, beta, training):
             mean = sum(pixels) / len(pixels)
             var = sum((value - mean) ** 2 for value in pixels) / len(pixels)
         y[..., c] = gamma[c] * (x[..., c] - mean) / math.sqrt(var + 1e-5) + beta[c]
-    return y
+    return np.where(y > 0, y, 0.0) if relu else y
 
 
 def pool(x, of):
@@ -136,8 +136,8 @@ def running_statistics(c):
     return 0.25 * c - 0.5, 0.5 + 0.25 * c
 
 
-def normalisation(shape, training):
-    return Case("batchnorm", (shape, shape[-1:], shape[-1:]), {"training": training})
+def normalisation(shape, training, relu=False):
+    return Case("batchnorm", (shape, shape[-1:], shape[-1:]), {"training": training, "relu": relu})
 
 
 def cases(largest):
@@ -160,7 +160,7 @@ def cases(largest):
         "conv": conv(),
         "depthwise": st.builds(lambda x, stride: Case("depthwise", (x, (3, 3, x[3])), {"stride": stride}), maps, strides),
         # Three images or more: of one value, or two, all that training sends back cancels and no digit is left to compare.
-        "batchnorm": st.builds(lambda x, training: normalisation((x[0] + 2, *x[1:]), training), maps, st.booleans()),
+        "batchnorm": st.builds(lambda x, *how: normalisation((x[0] + 2, *x[1:]), *how), maps, st.booleans(), st.booleans()),
         "relu": st.builds(lambda x: Case("relu", (x,)), maps),
         "maxpool": st.builds(lambda x: Case("maxpool", (x,)), maps),
         "avgpool": st.builds(lambda x: Case("avgpool", (x,)), maps),
@@ -188,6 +188,7 @@ def examples(x):
         "depthwise, stride 2": Case("depthwise", (x, (3, 3, C)), {"stride": 2}),
         "batchnorm in training": normalisation(x, True),
         "batchnorm in inference": normalisation(x, False),
+        "batchnorm and relu": normalisation(x, True, relu=True),
         "relu": Case("relu", (x,)),
         "maxpool": Case("maxpool", (x,)),
         "avgpool": Case("avgpool", (x,)),

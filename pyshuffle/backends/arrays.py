@@ -40,7 +40,12 @@ class Arrays(Ops[Array]):
     def depthwise(self, x: Array, name: str, stride: int = 1) -> Array:
         return self.run("depthwise", (x,), (f"{name}.weight",), stride=stride)
 
-    def batchnorm(self, x: Array, name: str) -> Array:
+    def conv_bn(
+        self, x: Array, conv: str, bn: str, out: int, kernel: int = 1, stride: int = 1, groups: int = 1, relu: bool = True
+    ) -> Array:
+        return self.batchnorm(self.conv(x, conv, out, kernel, stride, groups), bn, relu)
+
+    def batchnorm(self, x: Array, name: str, relu: bool = False) -> Array:
         running = self.param(f"{name}.running_mean"), self.param(f"{name}.running_var")
         used = running
         if self.training:
@@ -49,7 +54,8 @@ class Arrays(Ops[Array]):
             count = x.size // x.shape[-1]
             for average, now in zip(running, (mean, var * (count / max(count - 1, 1))), strict=True):  # the unbiased variance
                 average += BN_MOMENTUM * (now - average)
-        return self.run("batchnorm", (x,), (f"{name}.weight", f"{name}.bias"), mean=used[0], var=used[1], training=self.training)
+        settings = {"mean": used[0], "var": used[1], "training": self.training, "relu": relu}
+        return self.run("batchnorm", (x,), (f"{name}.weight", f"{name}.bias"), **settings)
 
     def relu(self, x: Array) -> Array:
         return self.run("relu", (x,))

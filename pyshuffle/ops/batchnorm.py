@@ -2,6 +2,7 @@
     xhat = (x - mean) / sqrt(var + eps)        y = gamma xhat + beta        (used after every convolution: V1, figure 2; V2, figure 3)
 x (..., C), gamma, beta, mean, var (C,) -> y (..., C). In training mean and var are the batch's own, `statistics(x)` (var is the
 mean square, divided by P = all pixels of all images); in inference they are the running averages that training has kept.
+With `relu` it is max(y, 0), in the same pass over memory; the gradient then computes anew where y > 0, and y need not be kept.
 
 The gradients, sums over all pixels:
     dbeta = sum dy        dgamma = sum dy xhat
@@ -18,19 +19,27 @@ from .check import EPS, check_gradient, require_float32
 from .jit import BLOCKS, kernel, rows
 
 
-def forward_reference(x: Array, gamma: Array, beta: Array, mean: Array, var: Array, training: bool = False) -> Array:
+CHUNK = 128  # pixels whose sums may be kept in float32, before they are added up in float64
+
+
+def forward_reference(
+    x: Array, gamma: Array, beta: Array, mean: Array, var: Array, training: bool = False, relu: bool = False
+) -> Array:
     """x (..., C) -> y (..., C). `training` matters to the gradient alone. Raises ShapeError."""
     check(x, gamma, beta, mean, var)
-    return gamma * (x - mean) / np.sqrt(var + EPS) + beta
+    y = gamma * (x - mean) / np.sqrt(var + EPS) + beta
+    return np.maximum(y, 0) if relu else y
 
 
 def backward_reference(
-    dy: Array, x: Array, gamma: Array, beta: Array, mean: Array, var: Array, training: bool = False
+    dy: Array, x: Array, gamma: Array, beta: Array, mean: Array, var: Array, training: bool = False, relu: bool = False
 ) -> tuple[Array, Array, Array]:
     """dy (..., C) -> dx (..., C), dgamma, dbeta (C,). Raises ShapeError."""
     check(x, gamma, beta, mean, var, dy)
     pixels = tuple(range(x.ndim - 1))
     xhat = (x - mean) / np.sqrt(var + EPS)
+    if relu:
+        dy = dy * (gamma * xhat + beta > 0)
     dgamma, dbeta = (dy * xhat).sum(axis=pixels), dy.sum(axis=pixels)
     if training:
         count = x.size // x.shape[-1]
@@ -45,65 +54,88 @@ def statistics_reference(x: Array) -> tuple[Array, Array]:
 
 
 @kernel
-def _forward(x, mean, scale, beta, y):  # x, y (P, C), the rest (C,)
+def _forward(x, mean, scale, beta, relu, y):  # x, y (P, C), the rest (C,)
+    low = np.float32(0) if relu else np.float32(-np.inf)
     for p in prange(len(x)):
         for c in range(x.shape[1]):
-            y[p, c] = (x[p, c] - mean[c]) * scale[c] + beta[c]
+            value = (x[p, c] - mean[c]) * scale[c] + beta[c]
+            y[p, c] = low if value < low else value  # NaN stays NaN
 
 
 @kernel
-def _backward_sums(dy, x, mean, parts):  # parts (BLOCKS, 2, C), float64: sum dy (x - mean) and sum dy
+def _backward_sums(dy, x, mean, scale, beta, relu, parts):  # parts (BLOCKS, 2, C), float64: sum dy and sum dy (x - mean)
+    low = np.float32(0) if relu else np.float32(-np.inf)
     for block in prange(len(parts)):
+        total, product = np.empty((2, x.shape[1]), np.float32)
         parts[block] = 0
-        for p in range(block * len(x) // len(parts), (block + 1) * len(x) // len(parts)):
-            for c in range(x.shape[1]):
-                parts[block, 0, c] += dy[p, c] * (x[p, c] - mean[c])
-                parts[block, 1, c] += dy[p, c]
+        last = (block + 1) * len(x) // len(parts)
+        for begin in range(block * len(x) // len(parts), last, CHUNK):
+            total[:] = 0
+            product[:] = 0
+            for p in range(begin, min(begin + CHUNK, last)):
+                for c in range(x.shape[1]):
+                    above = x[p, c] - mean[c]
+                    d = dy[p, c] if above * scale[c] + beta[c] > low else np.float32(0)
+                    total[c] += d
+                    product[c] += d * above
+            parts[block, 0] += total
+            parts[block, 1] += product
 
 
 @kernel
-def _backward_x(dy, x, mean, scale, slope, offset, dx):  # dx = scale dy + slope (x - mean) + offset
+def _backward_x(dy, x, mean, scale, beta, relu, slope, offset, dx):  # dx = scale dy + slope (x - mean) + offset
+    low = np.float32(0) if relu else np.float32(-np.inf)
     for p in prange(len(x)):
         for c in range(x.shape[1]):
-            dx[p, c] = scale[c] * dy[p, c] + slope[c] * (x[p, c] - mean[c]) + offset[c]
+            above = x[p, c] - mean[c]
+            d = dy[p, c] if above * scale[c] + beta[c] > low else np.float32(0)
+            dx[p, c] = scale[c] * d + slope[c] * above + offset[c]
 
 
 @kernel
-def _statistics(x, parts):  # parts (BLOCKS, 2, C): sum x and sum x^2, in float64 because they are subtracted
+def _statistics(x, near, parts):  # parts (BLOCKS, 2, C), float64: sum x - near and sum (x - near)^2
     for block in prange(len(parts)):
+        total, square = np.empty((2, x.shape[1]), np.float32)
         parts[block] = 0
-        for p in range(block * len(x) // len(parts), (block + 1) * len(x) // len(parts)):
-            for c in range(x.shape[1]):
-                parts[block, 0, c] += x[p, c]
-                parts[block, 1, c] += np.float64(x[p, c]) * x[p, c]
+        last = (block + 1) * len(x) // len(parts)
+        for begin in range(block * len(x) // len(parts), last, CHUNK):
+            total[:] = 0
+            square[:] = 0
+            for p in range(begin, min(begin + CHUNK, last)):
+                for c in range(x.shape[1]):
+                    d = x[p, c] - near[c]
+                    total[c] += d
+                    square[c] += d * d
+            parts[block, 0] += total
+            parts[block, 1] += square
 
 
-def forward(x: Array, gamma: Array, beta: Array, mean: Array, var: Array, training: bool = False) -> Array:
-    """x (..., C), the rest (C,), float32 -> y (..., C). Raises ShapeError."""
+def forward(x: Array, gamma: Array, beta: Array, mean: Array, var: Array, training: bool = False, relu: bool = False) -> Array:
+    """x (..., C), the rest (C,), float32 -> y (..., C), or max(y, 0). Raises ShapeError."""
     check(x, gamma, beta, mean, var)
     require_float32(x, gamma, beta, mean, var)
     y = np.empty(x.shape, np.float32)
-    _forward(rows(x), mean, gamma / np.sqrt(var + np.float32(EPS)), beta, rows(y))
+    _forward(rows(x), mean, gamma / np.sqrt(var + np.float32(EPS)), beta, relu, rows(y))
     return y
 
 
 def backward(
-    dy: Array, x: Array, gamma: Array, beta: Array, mean: Array, var: Array, training: bool = False
+    dy: Array, x: Array, gamma: Array, beta: Array, mean: Array, var: Array, training: bool = False, relu: bool = False
 ) -> tuple[Array, Array, Array]:
     """dy (..., C), float32 -> dx (..., C), dgamma, dbeta (C,). Raises ShapeError."""
     check(x, gamma, beta, mean, var, dy)
     require_float32(dy, x, gamma, beta, mean, var)
-    pixels, channels = rows(x), x.shape[-1]
+    pixels, channels, scale = rows(x), x.shape[-1], gamma / np.sqrt(var + np.float32(EPS))
     parts = np.empty((BLOCKS, 2, channels))
-    _backward_sums(rows(dy), pixels, mean, parts)
-    covariance, dbeta = parts.sum(axis=0)
+    _backward_sums(rows(dy), pixels, mean, scale, beta, relu, parts)
+    dbeta, covariance = parts.sum(axis=0)
     inverse = 1 / np.sqrt(var + EPS)  # float64 from here on: a handful of numbers a channel
-    scale, dgamma = gamma * inverse, covariance * inverse
+    dgamma = covariance * inverse
     slope = offset = np.zeros(channels)
     if training:
-        slope, offset = -scale * inverse * dgamma / len(pixels), -scale * dbeta / len(pixels)
+        slope, offset = -gamma * inverse**2 * dgamma / len(pixels), -gamma * inverse * dbeta / len(pixels)
     dx = np.empty(x.shape, np.float32)
-    _backward_x(rows(dy), pixels, mean, *(a.astype(np.float32) for a in (scale, slope, offset)), rows(dx))
+    _backward_x(rows(dy), pixels, mean, scale, beta, relu, slope.astype(np.float32), offset.astype(np.float32), rows(dx))
     return dx, dgamma.astype(np.float32), dbeta.astype(np.float32)
 
 
@@ -111,10 +143,11 @@ def statistics(x: Array) -> tuple[Array, Array]:
     """x (..., C), float32 -> the batch's mean and biased variance, both (C,). Raises ShapeError."""
     require_float32(x)
     pixels = rows(x)
+    near = pixels[len(pixels) // 2]  # some value of each channel: what is summed is smaller, and cancels less
     parts = np.empty((BLOCKS, 2, x.shape[-1]))
-    _statistics(pixels, parts)
+    _statistics(pixels, near, parts)
     mean, square = parts.sum(axis=0) / len(pixels)
-    return mean.astype(np.float32), np.maximum(square - mean**2, 0).astype(np.float32)
+    return (near + mean).astype(np.float32), np.maximum(square - mean**2, 0).astype(np.float32)
 
 
 def check(x: Array, gamma: Array, beta: Array, mean: Array, var: Array, dy: Array | None = None) -> None:
