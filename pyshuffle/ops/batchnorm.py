@@ -18,7 +18,6 @@ from ..types import Array
 from .check import EPS, check_gradient, require_float32
 from .jit import BLOCKS, kernel, rows
 
-
 CHUNK = 128  # pixels whose sums may be kept in float32, before they are added up in float64
 
 
