@@ -11,27 +11,32 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pyshuffle import cli, engine, nets
+from pyshuffle import cli, engine, nets, sgd
 from pyshuffle.backends.cost import count
 from pyshuffle.engine.profile import Row, peak, profile
 from pyshuffle.errors import PyShuffleError, ShapeError
 from pyshuffle.init import initialise
+from pyshuffle.peers import Job, Peer, Recipe
 from pyshuffle.types import Array, Params
 
 PHOTO = Path(__file__).parent / "tests" / "photos" / "coffee.png"
 TOLERANCE = 1e-4  # of the largest logit, between runtimes
+RECIPE = Recipe(0.01, sgd.MOMENTUM, sgd.DECAY, sgd.SMOOTHING)  # of a step of training
 TURN = 0.3  # seconds that each side is timed for before it is the other's turn
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     nets.check_size(args.size)
+    if args.train and (args.sweep or args.profile):
+        raise PyShuffleError("--train goes without --sweep, --profile and --plot")
     if min(args.batch, args.rounds) < 1:
         raise ShapeError(f"batch={args.batch}, rounds={args.rounds}: both must be at least 1")
     results: dict[str, Any] = {"size": args.size, "batch": args.batch, "threads": args.threads}
@@ -55,7 +60,7 @@ def one(net: nets.Net, args: argparse.Namespace) -> dict[str, Any]:
     print(f"{sum(row.macs for row in rows) / 1e6:.2f} million multiply-adds, {sum(row.params for row in rows):,} parameters")
     results = timed(net, params, images, args)
     print(
-        f"batch {args.batch}, {args.size} x {args.size}, {args.threads} thread{'s' * (args.threads > 1)}: "
+        f"{'training, ' * args.train}batch {args.batch}, {args.size} x {args.size}, {args.threads} thread{'s' * (args.threads > 1)}: "
         f"median {results['median_ms']:.2f} ms, 90th percentile {results['p90_ms']:.2f} ms, {results['images_per_s']:.1f} images/s"
     )
     print(
@@ -75,44 +80,60 @@ def one(net: nets.Net, args: argparse.Namespace) -> dict[str, Any]:
 
 def timed(net: nets.Net, params: Params, images: Array, args: argparse.Namespace) -> dict[str, Any]:
     """The times of a network, in turn with the peak of the machine."""
-    model = engine.compile(net, params, images.shape, args.threads)
-    seconds(model, images)  # compiles, or loads what was compiled before
-    calls = max(1, round(TURN / 3 / seconds(model, images)))
+    if args.train:
+        run = stepper(net, params, images, args)
+    else:
+        run = partial(engine.compile(net, params, images.shape, args.threads), images)
+    seconds(run)  # compiles, or loads what was compiled before
+    calls = max(1, round(TURN / 3 / seconds(run)))
     times, peaks = [], []
     for _ in range(args.rounds):
         peaks.append(peak() * args.threads)
-        times += [seconds(model, images) for _ in range(calls)]
+        times += [seconds(run) for _ in range(calls)]
     median, slow = np.percentile(times, (50, 90))
-    gflops = 2 * sum(row.macs for row in count(net, args.size, args.batch)) / median / 1e9
+    # The gradients by x and by w cost as much as the forward pass each.
+    gflops = (3 if args.train else 1) * 2 * sum(row.macs for row in count(net, args.size, args.batch)) / median / 1e9
     return {
         "median_ms": median * 1e3, "p90_ms": slow * 1e3, "images_per_s": args.batch / median, "gflops": gflops,
         "peak_gflops": float(np.median(peaks)), "of_peak": gflops / float(np.median(peaks)),
     }  # fmt: skip
 
 
-def seconds(model: engine.Model, images: Array) -> float:
+def stepper(net: nets.Net, params: Params, images: Array, args: argparse.Namespace) -> Callable[[], Any]:
+    """A step of training: forward, backward, and descent."""
+    import numba
+
+    try:
+        numba.set_num_threads(args.threads)
+    except ValueError as error:
+        raise ShapeError(f"threads={args.threads}: {error}") from None
+    trainer, job = sgd.Trainer(net, params), Job(net, params, images, args.threads, RECIPE)
+    return lambda: trainer.step(images, job.labels, RECIPE.rate)
+
+
+def seconds(run: Callable[[], Any]) -> float:
     began = time.perf_counter()
-    model(images)
+    run()
     return time.perf_counter() - began
 
 
 def compared(name: str, net: nets.Net, params: Params, images: Array, args: argparse.Namespace) -> dict[str, Any]:
     """pyshuffle and a peer in turn. Raises PyShuffleError where it is not installed, fails, or answers otherwise."""
-    from pyshuffle.peers import Job, Peer
-
-    job = Job(net, params, images, args.threads)
+    job = Job(net, params, images, args.threads, RECIPE if args.train else None)
     ours, theirs = Peer("pyshuffle", job), None
     try:
         theirs = Peer(name, job)
-        away = float(np.abs(theirs.logits - ours.logits).max() / np.abs(ours.logits).max())
+        what = "losses" if args.train else "logits"
+        away = float(np.abs(theirs.answer - ours.answer).max() / np.abs(ours.answer).max())
         if not away <= TOLERANCE:
             raise PyShuffleError(
-                f"{name} gives other logits: they differ by {away:.1e} of the largest, {TOLERANCE:.0e} is allowed"
+                f"{name} gives other {what}: they differ by {away:.1e} of the largest, {TOLERANCE:.0e} is allowed"
             )
         calls = [max(1, round(TURN / min(side.time(3)))) for side in (ours, theirs)]
         turns = np.array(
             [[np.median(side.time(n)) for side, n in zip((ours, theirs), calls, strict=True)] for _ in range(args.rounds)]
         )
+        own_memory, memory = ours.memory() / 1e6, theirs.memory() / 1e6
     finally:
         ours.close()
         if theirs:
@@ -121,9 +142,12 @@ def compared(name: str, net: nets.Net, params: Params, images: Array, args: argp
     own, other = np.median(turns, axis=0) * 1e3
     print(
         f"{name:12} {other:8.2f} ms against {own:8.2f} ms: {ratio:.2f} times as long (half of {len(turns)} turns within {low:.2f} to "
-        f"{high:.2f}), logits within {away:.0e}"
+        f"{high:.2f}), {what} within {away:.0e}; the process held {memory:.0f} MB against {own_memory:.0f}"
     )
-    return {"peer": name, "ms": other, "pyshuffle_ms": own, "ratio": ratio, "quartiles": [low, high], "logits": away}
+    return {
+        "peer": name, "ms": other, "pyshuffle_ms": own, "ratio": ratio, "quartiles": [low, high], "away": away,
+        "mb": memory, "pyshuffle_mb": own_memory,
+    }  # fmt: skip
 
 
 def profiled(table: list[Row]) -> Iterator[str]:
@@ -249,12 +273,16 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=cores, help="(default: %(default)s, all cores)")
     parser.add_argument("--rounds", type=int, default=15, help="turns of each side (default: %(default)s)")
     parser.add_argument("--against", metavar="PEERS", help="compare with some of onnxruntime,openvino,ncnn,torch")
+    parser.add_argument(
+        "--train", action="store_true", help="a step of training (peers: torch,torch_channels_last,torch_compiled)"
+    )
     parser.add_argument("--profile", action="store_true", help="time by layer and by kind of step")
     parser.add_argument("--no-startup", dest="startup", action="store_false", help="leave out what the first calls cost")
     parser.add_argument("--sweep", action="store_true", help="all networks instead of one")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there, too")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the sweep, or the profile")
     args = parser.parse_args(argv)
+    args.startup &= not args.train
     args.profile |= bool(args.plot) and not args.sweep
     return args
 

@@ -1,7 +1,8 @@
 """Other runtimes on the same network with the same parameters, each in a process of its own, for bench.py to compare with.
 
-`Peer("onnxruntime", job)` starts one; `peer.logits` are its answer, `peer.time(calls)` the seconds of each call. pyshuffle is one of
-them, so that both sides are measured in the same way. All but it need the extra `peers`.
+`Peer("onnxruntime", job)` starts one; `peer.answer` is what its first call gave, `peer.time(calls)` the seconds of each call, and
+`peer.memory()` the most bytes that it has held. pyshuffle is one of them, so that both sides are measured in the same way. A job is
+to give logits, or to train: then a call is a step, and its answer the loss. All but pyshuffle need the extra `peers`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from .backends.ops import Ops
 from .errors import PyShuffleError
@@ -28,6 +30,15 @@ from .types import Array, Params
 BATCHNORM = ("running_mean", "running_var", "weight", "bias")
 
 
+class Recipe(NamedTuple):
+    """How a step of training is done; see `sgd`."""
+
+    rate: float
+    momentum: float
+    decay: float
+    smoothing: float
+
+
 class Job(NamedTuple):
     """What is to be timed."""
 
@@ -35,9 +46,21 @@ class Job(NamedTuple):
     params: Params
     images: Array  # (N, H, W, 3)
     threads: int
+    train: Recipe | None = None
+
+    @property
+    def labels(self) -> npt.NDArray[np.int64]:
+        """Of the images, for training."""
+        return np.arange(len(self.images)) % self.net.classes
 
 
 def pyshuffle(job: Job) -> Callable[[], Array]:
+    if job.train:
+        from .sgd import Trainer
+
+        rate, _, decay, smoothing = job.train
+        trainer = Trainer(job.net, {name: array.copy() for name, array in job.params.items()}, decay, smoothing)
+        return lambda: np.array(trainer.step(job.images, job.labels, rate)[0])
     from . import engine
 
     model = engine.compile(job.net, job.params, job.images.shape, job.threads)
@@ -95,11 +118,28 @@ def ncnn(job: Job) -> Callable[[], Array]:
 
 
 def torch(job: Job) -> Callable[[], Array]:
+    return _torch(job, channels_last=False, compiled=False)
+
+
+def torch_channels_last(job: Job) -> Callable[[], Array]:
+    return _torch(job, channels_last=True, compiled=False)
+
+
+def torch_compiled(job: Job) -> Callable[[], Array]:
+    return _torch(job, channels_last=True, compiled=True)
+
+
+def _torch(job: Job, channels_last: bool, compiled: bool) -> Callable[[], Array]:
     import torch
 
     torch.set_num_threads(job.threads)
-    ops = _torch_ops(job.params)
+    ops, tensors = _torch_ops(job.params, job.train is not None)
     images = torch.from_numpy(_channels_first(job.images))
+    if channels_last:
+        images = images.to(memory_format=torch.channels_last)
+        tensors.update({name: t.to(memory_format=torch.channels_last) for name, t in tensors.items() if t.ndim == 4})
+    if job.train:
+        return _torch_training(job, job.train, ops, tensors, images, compiled)
 
     def run() -> Array:
         with torch.inference_mode():
@@ -108,7 +148,34 @@ def torch(job: Job) -> Callable[[], Array]:
     return run
 
 
-def _torch_ops(params: Params) -> Ops[Any]:
+def _torch_training(
+    job: Job, recipe: Recipe, ops: Ops[Any], tensors: dict[str, Any], images: Any, compiled: bool
+) -> Callable[[], Array]:
+    import torch
+
+    labels = torch.from_numpy(job.labels)
+    learnt = [tensor.requires_grad_() for name, tensor in tensors.items() if name.endswith(("weight", "bias"))]
+    filters, others = ([tensor for tensor in learnt if (tensor.ndim > 1) == many] for many in (True, False))
+    groups = [{"params": filters, "weight_decay": recipe.decay}, {"params": others}]
+    optimiser = torch.optim.SGD(groups, lr=recipe.rate, momentum=recipe.momentum)
+
+    def forward(x: Any) -> Any:
+        return torch.nn.functional.cross_entropy(job.net(ops, x), labels, label_smoothing=recipe.smoothing)
+
+    loss_of = torch.compile(forward) if compiled else forward
+
+    def run() -> Array:
+        optimiser.zero_grad()
+        loss = loss_of(images)
+        loss.backward()
+        optimiser.step()
+        return np.array(loss.item())
+
+    return run
+
+
+def _torch_ops(params: Params, train: bool) -> tuple[Ops[Any], dict[str, Any]]:
+    """The operations, and the tensors that they use."""
     import torch
     from torch.nn import functional
 
@@ -130,7 +197,7 @@ def _torch_ops(params: Params) -> Ops[Any]:
             return functional.conv2d(x, tensors[f"{name}.weight"], None, stride, 1, 1, x.shape[1])
 
         def batchnorm(self, x: Any, name: str) -> Any:
-            return functional.batch_norm(x, *(tensors[f"{name}.{entry}"] for entry in BATCHNORM), eps=EPS)
+            return functional.batch_norm(x, *(tensors[f"{name}.{entry}"] for entry in BATCHNORM), training=train, eps=EPS)
 
         def relu(self, x: Any) -> Any:
             return functional.relu(x)
@@ -160,7 +227,7 @@ def _torch_ops(params: Params) -> Ops[Any]:
         def linear(self, x: Any, name: str, out: int, bias: bool = True) -> Any:
             return functional.linear(x, tensors[f"{name}.weight"], tensors[f"{name}.bias"] if bias else None)
 
-    return Torch()
+    return Torch(), tensors
 
 
 def _onnx(job: Job) -> bytes:
@@ -173,33 +240,46 @@ def _channels_first(images: Array) -> Array:
     return np.ascontiguousarray(images.transpose(0, 3, 1, 2))
 
 
-RUNTIMES = {runtime.__name__: runtime for runtime in (pyshuffle, onnxruntime, openvino, ncnn, torch)}
+RUNTIMES = {
+    runtime.__name__: runtime for runtime in (pyshuffle, onnxruntime, openvino, ncnn, torch, torch_channels_last, torch_compiled)
+}
+TRAINERS = [name for name in RUNTIMES if name.startswith(("pyshuffle", "torch"))]
 
 
 class Peer:
     """A runtime at work in another process. Raises PyShuffleError where it is not installed or fails."""
 
     def __init__(self, name: str, job: Job) -> None:
-        if name not in RUNTIMES:
-            raise PyShuffleError(f"there is no peer {name!r}: choose from {', '.join(list(RUNTIMES)[1:])}")
+        known = TRAINERS if job.train else list(RUNTIMES)
+        if name not in known:
+            raise PyShuffleError(
+                f"there is no peer {name!r}{' that trains' if job.train else ''}: choose from {', '.join(known[1:])}"
+            )
         self.name = name
         self.pipe, theirs = multiprocessing.Pipe()
         self.process = multiprocessing.get_context("spawn").Process(target=_serve, args=(theirs, name, job), daemon=True)
         self.process.start()
         theirs.close()
-        self.logits: Array = self._answer()
+        self.answer: Array = self._receive()
 
     def time(self, calls: int) -> list[float]:
         """The seconds of each of so many calls, one after the other."""
         self.pipe.send(calls)
-        return self._answer()
+        times: list[float] = self._receive()
+        return times
+
+    def memory(self) -> int:
+        """The most bytes that the process has held so far; 0 where that cannot be known."""
+        status = Path(f"/proc/{self.process.pid}/status")
+        lines = status.read_text().splitlines() if status.exists() else []
+        return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
     def close(self) -> None:
         self.pipe.close()
         self.process.join(5)
         self.process.kill()
 
-    def _answer(self) -> Any:
+    def _receive(self) -> Any:
         try:
             answer = self.pipe.recv()
         except EOFError:
@@ -215,7 +295,7 @@ def _serve(pipe: Connection, name: str, job: Job) -> None:
     """In the other process: the logits, then times for as long as they are asked for."""
     if hasattr(os, "sched_setaffinity"):  # all peers on the same cores
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: job.threads])
-    os.environ["OMP_NUM_THREADS"] = str(job.threads)
+    os.environ["OMP_NUM_THREADS"] = os.environ["NUMBA_NUM_THREADS"] = str(job.threads)
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (some greet)
     try:
         run = RUNTIMES[name](job)

@@ -16,13 +16,13 @@ from .ops import loss
 from .ops.loss import Labels
 from .types import Array, Params
 
-MOMENTUM = 0.9
+MOMENTUM, DECAY, SMOOTHING = 0.9, 4e-5, 0.1
 
 
 class Trainer:
     """A network, its parameters, which `step` moves in place, and their velocities."""
 
-    def __init__(self, net: Net, params: Params, decay: float = 4e-5, smoothing: float = 0.1) -> None:
+    def __init__(self, net: Net, params: Params, decay: float = DECAY, smoothing: float = SMOOTHING) -> None:
         self.net, self.params, self.decay, self.smoothing = net, params, decay, smoothing
         self.velocity: Params = {}
 

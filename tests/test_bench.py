@@ -31,6 +31,11 @@ def test_it_prints_costs_and_times(bench, capsys):
         assert part in out, part
 
 
+def test_it_times_a_step_of_training(bench, capsys):
+    assert cli.run(bench.main, [*QUICK, "--train", "--arch", "v2", "--width", "0.5", "--batch", "2"]) == 0
+    assert "training, batch 2, 32 x 32, 1 thread: median" in capsys.readouterr().out
+
+
 def test_the_profile_has_every_layer_and_adds_up(bench, tmp_path):
     file = tmp_path / "results.json"
     assert (
@@ -57,6 +62,9 @@ def test_the_sweep_names_every_network_once(bench):
         (["--threads", "0"], "threads=0"),
         (["--size", "8"], "size=8 is too small"),
         (["--against", "nothing"], "there is no peer 'nothing'"),
+        (["--train", "--against", "ncnn"], "there is no peer 'ncnn' that trains: choose from torch,"),
+        (["--train", "--sweep"], "--train goes without --sweep"),
+        (["--train", "--threads", "1000000"], "threads=1000000"),
         (["--arch", "v3"], "there is no network 'v3'"),
     ],
 )
@@ -72,4 +80,4 @@ def test_a_peer_that_is_not_installed(monkeypatch):
     peer.name = "openvino"
     peer.pipe = type("Pipe", (), {"recv": lambda self: ModuleNotFoundError("No module named 'openvino'")})()
     with pytest.raises(PyShuffleError, match=r"openvino is not installed .*pyshuffle\[peers\]"):
-        peer._answer()
+        peer._receive()

@@ -15,9 +15,9 @@ A tile may be as large as there are registers: the sums, one row of weights and 
 compiler spills sums to the stack in the innermost loop; tests/test_tiles.py reads the assembly and fails if it does.
 
 A loop written in Python cannot say "keep these in registers", so the tiles are emitted as LLVM instructions, by the functions below:
-`dense` for every convolution that mixes channels and for the linear layer, `window` for depthwise 3x3 and average pooling, `maximum`
-for max-pooling, `average` for the mean of a map. LLVM translates them for whatever processor it finds; `Machine` says how many lanes
-and registers that one has. All addresses, strides and offsets are in bytes.
+`dense` for every convolution that mixes channels and for the linear layer, `window` for depthwise 3x3 and average pooling, `slope`
+for the gradient of a depthwise filter, `maximum` for max-pooling, `average` for the mean of a map. LLVM translates them for whatever
+processor it finds; `Machine` says how many lanes and registers that one has. All addresses, strides and offsets are in bytes.
 """
 
 from __future__ import annotations
@@ -234,6 +234,35 @@ def window(function: ir.Function, machine: Machine, stride: int, pixels: int) ->
     e.build.ret_void()
 
 
+SLOPE = "source source_row source_pixel gradient gradient_row gradient_pixel rows width target".split()
+
+
+def slope(function: ir.Function, machine: Machine, stride: int) -> None:
+    """dw[u, v] += sum_{i, j} x[s i + u, s j + v] * dy[i, j] for one vector of channels: the gradient of `window` by its weights."""
+    e = Emitter(function, machine.lanes)
+    given = dict(zip(SLOPE, function.args, strict=True))
+    sums = e.vectors(given["target"], 9)
+    with e.loop(given["rows"], [given["source"], given["gradient"], *sums]) as ((source, gradient, *sums), below):
+        with e.loop(given["width"], [source, gradient, *sums]) as ((begin, out, *sums), following):
+            following += [e.build.add(begin, e.build.mul(given["source_pixel"], I64(stride)))]
+            following += [e.build.add(out, given["gradient_pixel"])]
+            d = e.load(out, e.vector)
+            for u in range(3):
+                x = begin
+                for v in range(3):
+                    following.append(e.multiply_add(e.load(x, e.vector), d, sums[3 * u + v]))
+                    x = e.build.add(x, given["source_pixel"])
+                begin = e.build.add(begin, given["source_row"])
+        below += [
+            e.build.add(source, e.build.mul(given["source_row"], I64(stride))),
+            e.build.add(gradient, given["gradient_row"]),
+        ]
+        below += following[2:]
+    for place, total in enumerate(below[2:]):
+        e.store(total, e.build.add(given["target"], I64(place * e.size)))
+    e.build.ret_void()
+
+
 MAXIMUM = "row0 row1 row2 pixel last target target_pixel count".split()
 
 
@@ -294,7 +323,7 @@ def emit(module: ir.Module, kind: Callable[..., None], machine: Machine, **shape
     name = "_".join((kind.__name__, *map(str, shape.values())))
     function = module.globals.get(name)
     if function is None:
-        arguments = {dense: DENSE, window: WINDOW, maximum: MAXIMUM, average: AVERAGE, peak: PEAK}[kind]
+        arguments = {dense: DENSE, window: WINDOW, slope: SLOPE, maximum: MAXIMUM, average: AVERAGE, peak: PEAK}[kind]
         kinds = [F32 if argument in ("low", "share") else I64 for argument in arguments]
         function = ir.Function(module, ir.FunctionType(VOID, kinds), name)
         function.linkage = "internal"
@@ -345,6 +374,16 @@ def window_tile(_typing: Any, number: Any, arguments: Any) -> Any:
     def generate(context: Any, builder: ir.IRBuilder, _signature: Any, values: list[ir.Value]) -> Any:
         shapes = {2 * s + one: {"stride": s, "pixels": 1 if one else machine().run} for s in (1, 2) for one in (0, 1)}
         return _call_one(context, builder, window, values, shapes)
+
+    return types.void(types.int64, arguments), generate
+
+
+@intrinsic
+def slope_tile(_typing: Any, stride: Any, arguments: Any) -> Any:
+    """`slope` on a tuple of its arguments."""
+
+    def generate(context: Any, builder: ir.IRBuilder, _signature: Any, values: list[ir.Value]) -> Any:
+        return _call_one(context, builder, slope, values, {s: {"stride": s} for s in (1, 2)})
 
     return types.void(types.int64, arguments), generate
 

@@ -9,12 +9,14 @@ The gradients follow from the same sum, read from the side of x and of w:
 """
 
 import numpy as np
+from numba import prange
 
 from ..errors import ShapeError
 from ..types import Array
 from . import product
 from .check import check_gradient, check_map, out_size, require_float32
-from .windows import fold, windows
+from .jit import kernel
+from .windows import fold, pad, windows
 
 
 def forward_reference(x: Array, w: Array, stride: int = 1, groups: int = 1) -> Array:
@@ -56,7 +58,7 @@ def backward(dy: Array, x: Array, w: Array, stride: int = 1, groups: int = 1, ne
     require_float32(dy, x, w)
     dy, size, inputs = np.ascontiguousarray(dy), len(w), w.shape[2]
     padded, view = viewed(x, size, stride, shape, product.DEPTH)
-    dw = product.multiply_transposed(padded, view, dy, size * size, inputs, groups).reshape(w.shape)
+    dw = product.multiply_transposed(padded, view, dy, inputs, groups).reshape(w.shape)
     if not need_dx:
         return None, dw
     transposed = by_group(w, groups).transpose(4, 3, 0, 1, 2)  # (O/G, G, K, K, C/G)
@@ -69,14 +71,22 @@ def backward(dy: Array, x: Array, w: Array, stride: int = 1, groups: int = 1, ne
     return fold(np.moveaxis(dpatches, 3, 5).reshape(*shape[:3], size, size, -1), x.shape, stride), dw
 
 
+@kernel
+def _pad(x, padded):
+    for n in prange(len(x)):
+        pad(x[n], 1, padded[n])
+
+
 def viewed(x: Array, size: int, stride: int, shape: tuple[int, int, int, int], rows: int) -> tuple[Array, product.View]:
     """x as a matrix with a row for each pixel of y, and the array that it lies in: x, or x with a border of zeros."""
     x = np.ascontiguousarray(x)
     if size == stride == 1:
         return x, product.pixels(x.size // x.shape[3], x.shape[3], rows)
-    margin = size // 2
-    padded = np.pad(x, ((0, 0), (margin, margin), (margin, margin), (0, 0)))
-    return padded, product.windows(shape[:3], padded.shape, size, stride)
+    if size > 1:
+        padded = np.empty((len(x), x.shape[1] + 2, x.shape[2] + 2, x.shape[3]), np.float32)
+        _pad(x, padded)
+        x = padded
+    return x, product.windows(shape[:3], x.shape, size, stride)
 
 
 def check(x: Array, w: Array, stride: int, groups: int, dy: Array | None = None) -> tuple[int, int, int, int]:

@@ -10,11 +10,16 @@ The gradients:
 import numpy as np
 from numba import prange
 
+from ..engine.machine import FLOAT, machine
+from ..engine.tiles import slope_tile, window_tile
 from ..errors import ShapeError
 from ..types import Array
 from .check import check_gradient, check_map, out_size, require_float32
 from .jit import BLOCKS, kernel
-from .windows import fold, windows
+from .product import vectors
+from .windows import fold, pad, windows
+
+LANES, RUN, LEAST = machine().lanes, machine().run, np.float32(-np.inf)
 
 
 def forward_reference(x: Array, w: Array, stride: int = 1) -> Array:
@@ -31,77 +36,75 @@ def backward_reference(dy: Array, x: Array, w: Array, stride: int = 1) -> tuple[
 
 
 @kernel
-def _forward(x, w, stride, y):
-    _, height, width, channels = x.shape
-    images, rows, columns, _ = y.shape
-    for row in prange(images * rows):
-        n, i = row // rows, row % rows
-        y[n, i] = 0
-        for u in range(3):
-            h = stride * i + u - 1
-            if 0 <= h < height:
-                for j in range(columns):
-                    for v in range(3):
-                        l = stride * j + v - 1
-                        if 0 <= l < width:
-                            for c in range(channels):
-                                y[n, i, j, c] += x[n, h, l, c] * w[u, v, c]
+def _filter(x, spread, weights, starts, stride, y):  # weights (vectors, 9, LANES), starts: their first channels
+    images, rows, columns, channels = y.shape
+    pixel, bias = channels * FLOAT, np.zeros(LANES, np.float32)
+    for n in prange(images):
+        padded = np.empty((stride * (rows - 1) + 3, stride * (columns - 1) + 3, channels), np.float32)
+        pad(x[n], spread, padded)
+        for v in range(len(starts)):
+            source, out = padded.ctypes.data + starts[v] * FLOAT, y[n].ctypes.data + starts[v] * FLOAT
+            window_tile(
+                2 * stride + (columns < RUN),
+                (source, padded.shape[1] * pixel, pixel, weights[v].ctypes.data, bias.ctypes.data, out, columns * pixel, pixel,
+                 rows, columns, LEAST),
+            )  # fmt: skip
 
 
 @kernel
-def _backward_x(dy, w, stride, dx):
-    _, rows, columns, channels = dy.shape
-    images, height, width, _ = dx.shape
-    for row in prange(images * height):
-        n, h = row // height, row % height
-        dx[n, h] = 0
-        for u in range(3):
-            i = (h + 1 - u) // stride
-            if stride * i == h + 1 - u and 0 <= i < rows:
-                for l in range(width):
-                    for v in range(3):
-                        j = (l + 1 - v) // stride
-                        if stride * j == l + 1 - v and 0 <= j < columns:
-                            for c in range(channels):
-                                dx[n, h, l, c] += dy[n, i, j, c] * w[u, v, c]
-
-
-@kernel
-def _backward_w(dy, x, stride, parts):  # parts (BLOCKS, 3, 3, C): each block of rows sums into its own
+def _backward_w(dy, x, starts, stride, parts):  # parts (BLOCKS, vectors, 9, LANES): each block of images sums into its own
     images, rows, columns, channels = dy.shape
-    _, height, width, _ = x.shape
+    pixel = channels * FLOAT
     for block in prange(len(parts)):
         parts[block] = 0
-        for row in range(block * images * rows // len(parts), (block + 1) * images * rows // len(parts)):
-            n, i = row // rows, row % rows
-            for u in range(3):
-                h = stride * i + u - 1
-                if 0 <= h < height:
-                    for j in range(columns):
-                        for v in range(3):
-                            l = stride * j + v - 1
-                            if 0 <= l < width:
-                                for c in range(channels):
-                                    parts[block, u, v, c] += x[n, h, l, c] * dy[n, i, j, c]
+        padded = np.empty((stride * (rows - 1) + 3, stride * (columns - 1) + 3, channels), np.float32)
+        for n in range(block * images // len(parts), (block + 1) * images // len(parts)):
+            pad(x[n], 1, padded)
+            for v in range(len(starts)):
+                source, gradient = padded.ctypes.data + starts[v] * FLOAT, dy[n].ctypes.data + starts[v] * FLOAT
+                slope_tile(
+                    stride,
+                    (source, padded.shape[1] * pixel, pixel, gradient, columns * pixel, pixel, rows, columns,
+                     parts[block, v].ctypes.data),
+                )  # fmt: skip
 
 
 def forward(x: Array, w: Array, stride: int = 1) -> Array:
     """x (N, H, W, C), w (3, 3, C) -> y (N, ceil(H/s), ceil(W/s), C), float32. Raises ShapeError."""
-    y = np.empty(check(x, w, stride), np.float32)
+    shape = check(x, w, stride)
     require_float32(x, w)
-    _forward(np.ascontiguousarray(x), np.ascontiguousarray(w), stride, y)
-    return y
+    return filtered(x, 1, w, stride, shape)
 
 
 def backward(dy: Array, x: Array, w: Array, stride: int = 1) -> tuple[Array, Array]:
     """dy (N, ceil(H/s), ceil(W/s), C) -> dx like x, dw like w, float32. Raises ShapeError."""
     check(x, w, stride, dy)
     require_float32(dy, x, w)
-    dy, x, w = np.ascontiguousarray(dy), np.ascontiguousarray(x), np.ascontiguousarray(w)
-    dx, parts = np.empty_like(x), np.empty((BLOCKS, *w.shape), np.float32)
-    _backward_x(dy, w, stride, dx)
-    _backward_w(dy, x, stride, parts)
-    return dx, parts.sum(axis=0)
+    channels, (wide_dy, wide_x) = x.shape[3], map(widened, (dy, x))
+    starts = vectors(wide_x.shape[3])
+    parts = np.empty((BLOCKS, len(starts), 9, LANES), np.float32)
+    _backward_w(wide_dy, wide_x, starts, stride, parts)
+    dw = np.empty((3, 3, wide_x.shape[3]), np.float32)
+    for start, total in zip(starts, parts.sum(axis=0), strict=True):
+        dw[..., start : start + LANES] = total.reshape(3, 3, LANES)
+    # The other way round: a window of pixels of dy, `stride` apart on the grid of x, and the filter turned by half a circle.
+    return filtered(dy, stride, w[::-1, ::-1], 1, x.shape), np.ascontiguousarray(dw[..., :channels])
+
+
+def filtered(x: Array, spread: int, w: Array, stride: int, shape: tuple[int, ...]) -> Array:
+    """y of the shape (N, I, J, C): the map x, its pixels `spread` apart with zeros between them and around, under the filter."""
+    channels, x, w = shape[3], widened(x), widened(w)
+    starts = vectors(w.shape[2])
+    weights = np.stack([w[..., start : start + LANES].reshape(9, LANES) for start in starts])
+    y = np.empty((*shape[:3], w.shape[2]), np.float32)
+    _filter(x, spread, weights, starts, stride, y)
+    return y if y.shape[3] == channels else np.ascontiguousarray(y[..., :channels])
+
+
+def widened(array: Array) -> Array:
+    """An array (..., C), contiguous, with at least a vector's channels."""
+    short = LANES - array.shape[-1]
+    return np.ascontiguousarray(np.pad(array, [(0, 0)] * (array.ndim - 1) + [(0, short)]) if short > 0 else array)
 
 
 def check(x: Array, w: Array, stride: int, dy: Array | None = None) -> tuple[int, int, int, int]:

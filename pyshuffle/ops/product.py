@@ -41,15 +41,17 @@ class View(NamedTuple):
     size: int  # rows
     blocks: Table  # int64
     rows: Table  # uint32, of a block
-    taps: Table  # uint32, of a window
+    taps: tuple[int, ...]  # of a window
 
 
+@cache
 def pixels(count: int, channels: int, rows: int) -> View:
     """Every pixel of an array (P, C) is a row; in blocks of so many, the last of which may have fewer."""
     blocks = np.arange(0, count, rows) * channels * FLOAT
-    return View(count, blocks, np.arange(min(rows, count), dtype=np.uint32) * np.uint32(channels * FLOAT), np.zeros(1, np.uint32))
+    return View(count, blocks, np.arange(min(rows, count), dtype=np.uint32) * np.uint32(channels * FLOAT), (0,))
 
 
+@cache
 def windows(shape: tuple[int, int, int], source: tuple[int, ...], size: int, stride: int) -> View:
     """Every window of a padded map (N, H, W, C) = `source`, one for each pixel of (N, I, J) = `shape`, is a row; J make a block."""
     images, height, width = shape
@@ -59,7 +61,7 @@ def windows(shape: tuple[int, int, int], source: tuple[int, ...], size: int, str
     blocks = (n * source_height + i * stride) * source_width * pixel
     taps = np.add.outer(np.arange(size) * source_width, np.arange(size)).ravel() * pixel
     rows = np.arange(width) * stride * pixel
-    return View(images * height * width, blocks, rows.astype(np.uint32), taps.astype(np.uint32))
+    return View(images * height * width, blocks, rows.astype(np.uint32), tuple(taps.tolist()))
 
 
 class Panels(NamedTuple):
@@ -69,27 +71,36 @@ class Panels(NamedTuple):
         np.int64
     ]  # a line each: vectors, the first of them, channels of a tap, bytes to them, place of the weights
     starts: npt.NDArray[np.int64]  # the first column of each vector
+    columns: npt.NDArray[np.uint32]  # of x in bytes, for each panel one after the other
+    begins: npt.NDArray[np.int64]  # where those of each panel begin, and where the last one's end
     size: int  # floats of all weights
 
 
 @cache
-def panels(taps: int, groups: int, inputs: int, outputs: int) -> Panels:
+def panels(taps: tuple[int, ...], groups: int, inputs: int, outputs: int) -> Panels:
     """Of groups of so many inputs and outputs; all outputs are a vector's or more, and no vector goes beyond the last."""
     if outputs >= LANES:
-        per_group = [min(start, outputs - LANES) for start in range(0, outputs, LANES)]
+        per_group = vectors(outputs)
         count = -(-len(per_group) // MOST)
         cuts = [len(per_group) * i // count for i in range(count + 1)]
-        lists = [[g * outputs + s for s in per_group[a:b]] for g in range(groups) for a, b in pairwise(cuts)]
+        lists = [per_group[a:b] + g * outputs for g in range(groups) for a, b in pairwise(cuts)]
     else:
-        lists = [[min(start, groups * outputs - LANES)] for start in range(0, groups * outputs, LANES)]
-    table, vector, size = [], 0, 0
+        lists = [np.array([start]) for start in vectors(groups * outputs)]
+    table, columns, vector, size = [], [], 0, 0
     for starts in lists:
         first, last = starts[0] // outputs, (starts[-1] + LANES - 1) // outputs + 1
         channels = (last - first) * inputs
         table.append((len(starts), vector, channels, first * inputs * FLOAT, size))
+        columns.append(np.add.outer(taps, np.arange(channels) * FLOAT).ravel().astype(np.uint32))
         vector += len(starts)
-        size += taps * channels * len(starts) * LANES
-    return Panels(np.array(table), np.concatenate(lists), size)
+        size += len(taps) * channels * len(starts) * LANES
+    begins = np.cumsum([0, *map(len, columns)])
+    return Panels(np.array(table), np.concatenate(lists), np.concatenate(columns), begins, size)
+
+
+def vectors(channels: int) -> npt.NDArray[np.int64]:
+    """The first channel of each vector of them; the last one is moved back so as to end with the last channel."""
+    return np.minimum(np.arange(0, channels, LANES), channels - LANES)
 
 
 @kernel
@@ -97,13 +108,19 @@ def _pack(w, table, starts, groups, weights):  # w (taps, C/G, O)
     taps, inputs, outputs = w.shape
     for panel in prange(len(table)):
         vectors, vector, channels, source, at = table[panel]
+        first = source // FLOAT  # channel of x
         for k in range(taps * channels):
-            c = source // (FLOAT * inputs) * inputs + k % channels
+            c = first + k % channels
+            row = w[k // channels, c % inputs]
             for v in range(vectors):
-                for o in range(starts[vector + v], starts[vector + v] + LANES):
-                    alike = c // inputs == o // (outputs // groups)
-                    weights[at] = w[k // channels, c % inputs, o] if alike else np.float32(0)
-                    at += 1
+                start, out = starts[vector + v], weights[at : at + LANES]
+                at += LANES
+                for lane in range(LANES):
+                    out[lane] = row[start + lane]
+                if channels > inputs:  # more groups than one
+                    for lane in range(LANES):
+                        if (start + lane) // (outputs // groups) != c // inputs:
+                            out[lane] = 0
 
 
 @helper
@@ -138,18 +155,16 @@ def multiply(x: Array, view: View, w: Array, groups: int, shape: tuple[int, ...]
             part = np.s_[g * outputs // groups : (g + 1) * outputs // groups]
             wide[:, g * inputs : (g + 1) * inputs, part] = w[..., part]
         return np.ascontiguousarray(multiply(x, view, wide, 1, (*shape[:-1], LANES))[..., :outputs])
-    table, starts, size = panels(taps, groups, inputs, outputs // groups)
+    table, starts, columns, begins, size = panels(view.taps, groups, inputs, outputs // groups)
     weights = np.empty(size, np.float32)
     _pack(np.ascontiguousarray(w), table, starts, groups, weights)
-    lists = [np.add.outer(view.taps, np.arange(channels) * FLOAT).ravel() for channels in table[:, 2]]
-    begins = np.cumsum([0, *map(len, lists)])
     y = np.empty(shape, np.float32)
     rows, row = len(view.rows), outputs * FLOAT
     # The last block of an array's pixels is moved back to be as long as the others: some rows are computed twice, alike.
     back = np.maximum(np.arange(len(view.blocks)) * rows + rows - view.size, 0)
     places = np.arange(rows, dtype=np.uint32) * np.uint32(row)
     _multiply(
-        x, view.blocks - back * inputs * groups * FLOAT, view.rows, np.concatenate(lists).astype(np.uint32), begins, table,
+        x, view.blocks - back * inputs * groups * FLOAT, view.rows, columns, begins, table,
         (starts * FLOAT).astype(np.uint32), weights, np.zeros(MOST * LANES, np.float32), y,
         (np.arange(len(view.blocks)) * rows - back) * row, places,
     )  # fmt: skip
@@ -157,24 +172,30 @@ def multiply(x: Array, view: View, w: Array, groups: int, shape: tuple[int, ...]
 
 
 @kernel
-def _multiply_transposed(x, blocks, rows, columns, size, dy, groups, inputs, bias, places, starts, parts):
-    # parts (PARTS, G, taps C/G and some more, vectors, LANES): of dw; columns: of as many
-    count, _, length, vectors, _ = parts.shape
-    outputs = dy.shape[1] // groups
+def _multiply_transposed(x, blocks, rows, columns, size, dy, inputs, bias, places, starts, parts):
+    # parts (PARTS, G, taps C/G and some more, vectors, LANES): of dw; columns: of x, as many; dy (P, G, O/G)
+    count, groups, length, vectors, _ = parts.shape
+    outputs = dy.shape[2]
     cuts = -(-vectors // MOST)
     for task in prange(count * groups * cuts):
         part, g, cut = task // (groups * cuts), task // cuts % groups, task % cuts
         first, last = cut * vectors // cuts, (cut + 1) * vectors // cuts
         packed = np.zeros((len(rows), last - first, LANES), np.float32)
-        flat = packed.reshape(len(rows), (last - first) * LANES)
-        width = min(last * LANES, outputs) - first * LANES
         whole = length // HEIGHT[last - first] * HEIGHT[last - first]
         out, before = parts[part, g].ctypes.data + first * LANES * FLOAT, NONE
         for b in range(part * len(blocks) // count, (part + 1) * len(blocks) // count):
             here = min(len(rows), size - b * len(rows))
             for r in range(here):
-                for o in range(width):
-                    flat[r, o] = dy[b * len(rows) + r, g * outputs + first * LANES + o]
+                row = dy[b * len(rows) + r, g]
+                for v in range(first, last):
+                    values = packed[r, v - first]
+                    if outputs < LANES:
+                        for o in range(outputs):
+                            values[o] = row[o]
+                    else:
+                        given = row[min(v * LANES, outputs - LANES) :]
+                        for lane in range(LANES):
+                            values[lane] = given[lane]
             tile(
                 last - first, whole, x.ctypes.data + blocks[b] + g * inputs * FLOAT, columns.ctypes.data, rows.ctypes.data, here,
                 packed.ctypes.data, bias.ctypes.data, out, places.ctypes.data, starts.ctypes.data, before,
@@ -182,18 +203,22 @@ def _multiply_transposed(x, blocks, rows, columns, size, dy, groups, inputs, bia
             before = out
 
 
-def multiply_transposed(x: Array, view: View, dy: Array, taps: int, inputs: int, groups: int) -> Array:
+def multiply_transposed(x: Array, view: View, dy: Array, inputs: int, groups: int) -> Array:
     """dw (taps, C/G, O) for the rows of x, and of dy (..., O)."""
-    dy = dy.reshape(-1, dy.shape[-1])
-    outputs = dy.shape[1] // groups
-    vectors, used = -(-outputs // LANES), taps * inputs
+    taps, dy = len(view.taps), dy.reshape(view.size, groups, -1)
+    outputs, used = dy.shape[2], taps * inputs
+    begins = vectors(max(outputs, LANES))
     columns = np.add.outer(view.taps, np.arange(inputs) * FLOAT).ravel()
     columns = np.pad(columns, (0, TALL - 1), mode="edge").astype(np.uint32)  # so that they fill tiles
     count = min(PARTS, max(1, view.size // PART))
-    parts = np.empty((count, groups, len(columns), vectors, LANES), np.float32)
-    places = np.arange(len(columns), dtype=np.uint32) * np.uint32(vectors * LANES * FLOAT)
+    parts = np.empty((count, groups, len(columns), len(begins), LANES), np.float32)
+    places = np.arange(len(columns), dtype=np.uint32) * np.uint32(len(begins) * LANES * FLOAT)
     starts = np.arange(MOST, dtype=np.uint32) * np.uint32(LANES * FLOAT)
     bias = np.zeros(MOST * LANES, np.float32)
-    _multiply_transposed(x, view.blocks, view.rows, columns, view.size, dy, groups, inputs, bias, places, starts, parts)
-    total = parts[:, :, :used].sum(axis=0).reshape(groups, taps, inputs, vectors * LANES)[..., :outputs]
-    return np.ascontiguousarray(np.moveaxis(total, 0, 2)).reshape(taps, inputs, groups * outputs)
+    _multiply_transposed(x, view.blocks, view.rows, columns, view.size, dy, inputs, bias, places, starts, parts)
+    total = parts[:, :, :used].sum(axis=0)
+    dw = np.empty((taps, inputs, groups, outputs), np.float32)
+    for v, begin in enumerate(begins):
+        vector = total[:, :, v].reshape(groups, taps, inputs, LANES)[..., :outputs]
+        dw[..., begin : begin + LANES] = np.moveaxis(vector, 0, 2)
+    return dw.reshape(taps, inputs, groups * outputs)

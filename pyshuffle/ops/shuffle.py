@@ -57,9 +57,14 @@ def concat_backward_reference(dy: Array, a: Array, b: Array) -> tuple[Array, Arr
 def _shuffle(x, groups, y):  # (P, C)
     n = x.shape[1] // groups
     for p in prange(len(x)):
-        for b in range(groups):
+        if n > groups:  # the longer loop inside
+            for b in range(groups):
+                for a in range(n):
+                    y[p, a * groups + b] = x[p, b * n + a]
+        else:
             for a in range(n):
-                y[p, a * groups + b] = x[p, b * n + a]
+                for b in range(groups):
+                    y[p, a * groups + b] = x[p, b * n + a]
 
 
 @kernel

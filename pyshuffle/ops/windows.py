@@ -1,4 +1,4 @@
-"""The windows that a convolution or a pool looks through, and their adjoint. Only the references use them.
+"""The windows that a convolution or a pool looks through, and their adjoint, for the references; a border of zeros for the kernels.
 windows(x)[n, i, j, u, v, c] = x[n, s i + u - p, s j + v - p, c]        p = K // 2, zero (or `fill`) outside the image
 <fold(d), x> = <d, windows(x)> for every x and d: fold is the gradient of windows
 """
@@ -6,6 +6,7 @@ windows(x)[n, i, j, u, v, c] = x[n, s i + u - p, s j + v - p, c]        p = K //
 import numpy as np
 
 from ..types import Array
+from .jit import helper
 
 
 def windows(x: Array, kernel: int, stride: int, fill: float = 0.0) -> Array:
@@ -26,3 +27,25 @@ def fold(d: Array, shape: tuple[int, ...], stride: int) -> Array:
         for v in range(kernel):
             padded[:, u : u + stride * rows : stride, v : v + stride * columns : stride] += d[:, :, :, u, v]
     return padded[:, p : p + height, p : p + width]
+
+
+@helper
+def pad(x, spread, padded):
+    """padded (H', W', C) becomes zeros, and the pixels of x (H, W, C), `spread` apart, from (1, 1) on."""
+    height, width, channels = x.shape
+    lines = padded.reshape(len(padded), padded.shape[1] * channels)
+    for i in range(len(lines)):
+        h, line = (i - 1) // spread, lines[i]
+        if i != 1 + spread * h or not 0 <= h < height:
+            line[:] = 0
+            continue
+        line[:] = 0
+        if spread == 1:
+            row, inner = x[h].reshape(width * channels), line[channels : (1 + width) * channels]
+            for k in range(width * channels):
+                inner[k] = row[k]
+        else:
+            for l in range(width):
+                pixel, given = line[(1 + spread * l) * channels :], x[h, l]
+                for c in range(channels):
+                    pixel[c] = given[c]
