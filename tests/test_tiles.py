@@ -110,6 +110,12 @@ def test_a_window_tile_lies_in_registers(target, stride, pixels):
     check_loops(assembly(target, tiles.window, stride=stride, pixels=pixels), target.multiply, 9 * pixels)
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+@every_target
+def test_a_slope_tile_lies_in_registers(target, stride):
+    check_loops(assembly(target, tiles.slope, stride=stride), target.multiply, 9, unrolled=True)
+
+
 @every_target
 def test_a_maximum_takes_eight_comparisons(target):
     check_loops(assembly(target, tiles.maximum), target.maximum, 8)
