@@ -242,7 +242,18 @@ def test_every_gradient_is_the_references(backend, op, data):
 @given(data=st.data())
 def test_the_kernels_answer_as_the_reference_on_wide_maps(op, data):
     """Wide enough for every way that a kernel has of walking through its channels."""
-    case = data.draw(WIDE[op])
+    check_kernels(data.draw(WIDE[op]))
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 5000, 3), (3, 40, 41, 2), (1, 2, 1, 40), (2, 1, 1, 1)], ids=str)
+@pytest.mark.parametrize(("size", "stride"), [(1, 1), (1, 2), (3, 1), (3, 2)])
+def test_a_convolution_of_a_map_of_any_shape(shape, size, stride):
+    """Long ones and tiny ones: their gradient by w is summed in parts, and tiles and parts may be more than there are rows."""
+    check_kernels(Case("conv", (shape, (size, size, shape[3], 5)), {"stride": stride, "groups": 1}))
+
+
+def check_kernels(case):
+    """Forward and backward, against the reference in float64."""
     arrays, dy = case.arrays(np.float32), case.cotangents(NUMBA)
     exact, exact_dy = ([a.astype(np.float64) for a in given] for given in (arrays, dy))
     (forward, backward), (reference, reference_backward) = bind(NUMBA, case), bind(ORACLE, case)

@@ -210,7 +210,7 @@ def multiply_transposed(x: Array, view: View, dy: Array, inputs: int, groups: in
     begins = vectors(max(outputs, LANES))
     columns = np.add.outer(view.taps, np.arange(inputs) * FLOAT).ravel()
     columns = np.pad(columns, (0, TALL - 1), mode="edge").astype(np.uint32)  # so that they fill tiles
-    count = min(PARTS, max(1, view.size // PART))
+    count = max(1, min(PARTS, view.size // PART, len(view.blocks)))
     parts = np.empty((count, groups, len(columns), len(begins), LANES), np.float32)
     places = np.arange(len(columns), dtype=np.uint32) * np.uint32(len(begins) * LANES * FLOAT)
     starts = np.arange(MOST, dtype=np.uint32) * np.uint32(LANES * FLOAT)
