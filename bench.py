@@ -91,7 +91,7 @@ def timed(net: nets.Net, params: Params, images: Array, args: argparse.Namespace
         peaks.append(peak() * args.threads)
         times += [seconds(run) for _ in range(calls)]
     median, slow = np.percentile(times, (50, 90))
-    # The gradients by x and by w cost as much as the forward pass each.
+    # The gradients by x and by w take about as many multiply-adds as the forward pass, each.
     gflops = (3 if args.train else 1) * 2 * sum(row.macs for row in count(net, args.size, args.batch)) / median / 1e9
     return {
         "median_ms": median * 1e3, "p90_ms": slow * 1e3, "images_per_s": args.batch / median, "gflops": gflops,

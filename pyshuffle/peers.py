@@ -1,8 +1,9 @@
 """Other runtimes on the same network with the same parameters, each in a process of its own, for bench.py to compare with.
 
-`Peer("onnxruntime", job)` starts one; `peer.answer` is what its first call gave, `peer.time(calls)` the seconds of each call, and
+`Peer("onnxruntime", job)` starts one; `peer.answer` is what it says to the images, `peer.time(calls)` the seconds of each call, and
 `peer.memory()` the most bytes that it has held. pyshuffle is one of them, so that both sides are measured in the same way. A job is
-to give logits, or to train: then a call is a step, and its answer the loss. All but pyshuffle need the extra `peers`.
+to give logits, or to train: then a call is a step, and the answer the losses of the first few. All but pyshuffle need the extra
+`peers`.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from .nets import Net
 from .ops.check import EPS
 from .types import Array, Params
 
+STEPS = 4  # of training whose losses are compared: gradients, momentum and decay show from the second on
 BATCHNORM = ("running_mean", "running_var", "weight", "bias")
 
 
@@ -141,9 +143,14 @@ def _torch(job: Job, channels_last: bool, compiled: bool) -> Callable[[], Array]
     if job.train:
         return _torch_training(job, job.train, ops, tensors, images, compiled)
 
+    def forward(x: Any) -> Any:
+        return job.net(ops, x)
+
+    logits_of = torch.compile(forward) if compiled else forward
+
     def run() -> Array:
         with torch.inference_mode():
-            return job.net(ops, images).numpy()
+            return logits_of(images).numpy()
 
     return run
 
@@ -292,14 +299,14 @@ class Peer:
 
 
 def _serve(pipe: Connection, name: str, job: Job) -> None:
-    """In the other process: the logits, then times for as long as they are asked for."""
+    """In the other process: the answer, then times for as long as they are asked for."""
     if hasattr(os, "sched_setaffinity"):  # all peers on the same cores
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: job.threads])
     os.environ["OMP_NUM_THREADS"] = os.environ["NUMBA_NUM_THREADS"] = str(job.threads)
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (some greet)
     try:
         run = RUNTIMES[name](job)
-        pipe.send(np.array(run()))
+        pipe.send(np.array([run() for _ in range(STEPS)] if job.train else run()))
         while True:
             times = []
             for _ in range(pipe.recv()):

@@ -38,12 +38,9 @@ def logits_in_turn(program: Program, threads: int, image: Array, rng: np.random.
         for thread in order:
             s = numbers[done[thread]]
             done[thread] += 1
-            run_share(*program_arrays(program), arenas, image.view(np.int32).ravel(), logits, s, thread, threads)
+            arrays = program.steps, program.pieces, program.tables, program.weights
+            run_share(*arrays, arenas, image.view(np.int32).ravel(), logits, s, thread, threads)
     return logits
-
-
-def program_arrays(program: Program) -> tuple[Array, ...]:
-    return program.steps, program.pieces, program.tables, program.weights
 
 
 SIZES = [  # network, height, width: from maps of whole tiles to such as hold none

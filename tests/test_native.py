@@ -1,8 +1,13 @@
-"""Where the engine's machine code is kept, and what is not believed to be it."""
+"""Where machine code is kept, and what is not believed to be it."""
+
+import os
+import subprocess
+import sys
 
 import pytest
 
 from pyshuffle.engine import native
+from pyshuffle.ops import jit, product
 
 
 def test_what_is_kept_is_found_again(monkeypatch, tmp_path):
@@ -38,3 +43,23 @@ def test_another_processor_has_other_code(monkeypatch):
         assert native._key() != here
     finally:
         native._key.cache_clear()
+
+
+def test_compiled_kernels_are_of_all_the_sources_that_they_stand_on():
+    """numba asks for the kernel's own file; what it calls, and the tiles, count as well."""
+    kept = product._multiply._cache._cache_file
+    assert kept._source_stamp[-1] == jit.SOURCES
+    assert {path.name for path in jit.STOOD_ON} >= {"product.py", "windows.py", "jit.py", "tiles.py", "machine.py"}
+
+
+def test_kernels_without_compiled_code():
+    script = (
+        "import numpy as np; from pyshuffle.errors import PyShuffleError; from pyshuffle.ops import conv, depthwise\n"
+        "x = np.ones((1, 4, 4, 2), np.float32)\n"
+        "for call in (conv.forward, x, np.ones((1, 1, 2, 2), np.float32)), (depthwise.forward, x, np.ones((3, 3, 2), np.float32)):\n"
+        "    try: call[0](*call[1:])\n"
+        "    except PyShuffleError as error: print(error)\n"
+    )
+    environment = os.environ | {"NUMBA_DISABLE_JIT": "1"}
+    lines = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=True).stdout
+    assert lines.count("NUMBA_DISABLE_JIT is set: convolutions are nothing but compiled code; use the Reference backend") == 2

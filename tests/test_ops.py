@@ -247,9 +247,10 @@ def test_the_kernels_answer_as_the_reference_on_wide_maps(op, data):
 
 @pytest.mark.parametrize("shape", [(1, 1, 5000, 3), (3, 40, 41, 2), (1, 2, 1, 40), (2, 1, 1, 1)], ids=str)
 @pytest.mark.parametrize(("size", "stride"), [(1, 1), (1, 2), (3, 1), (3, 2)])
-def test_a_convolution_of_a_map_of_any_shape(shape, size, stride):
+@pytest.mark.parametrize("out", [5, 21])
+def test_a_convolution_of_a_map_of_any_shape(shape, size, stride, out):
     """Long ones and tiny ones: their gradient by w is summed in parts, and tiles and parts may be more than there are rows."""
-    check_kernels(Case("conv", (shape, (size, size, shape[3], 5)), {"stride": stride, "groups": 1}))
+    check_kernels(Case("conv", (shape, (size, size, shape[3], out)), {"stride": stride, "groups": 1}))
 
 
 def check_kernels(case):
@@ -317,7 +318,7 @@ def test_the_linear_layer_refuses_a_float64_bias():
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_results_do_not_depend_on_the_number_of_threads(name):
     """To the bit, and on maps large enough to be shared out."""
-    case = examples((3, 33, 30, 24))[name]
+    case = examples((5, 33, 30, 24))[name]
     forward, backward = bind(NUMBA, case)
     arrays, dy = case.arrays(np.float32), case.cotangents(NUMBA)
     results, most = [], numba.get_num_threads()

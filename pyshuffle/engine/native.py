@@ -52,9 +52,7 @@ def load() -> Function:
 def _compile(target: llvm.TargetMachine) -> bytes:
     """By numba to LLVM's language, from there to an object file, which is kept if there is a place."""
     if os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0"):
-        raise PyShuffleError(
-            "NUMBA_DISABLE_JIT is set: the engine is nothing but compiled code; use the Numba or Reference backend"
-        )
+        raise PyShuffleError("NUMBA_DISABLE_JIT is set: the engine is nothing but compiled code; use the Reference backend")
     from .kernels import entry, signature
 
     entry.compile(signature)

@@ -63,7 +63,6 @@ def _forward(x, mean, scale, beta, relu, y):  # x, y (P, C), the rest (C,)
 
 @kernel
 def _backward_sums(dy, x, mean, scale, beta, relu, parts):  # parts (BLOCKS, 2, C), float64: sum dy and sum dy (x - mean)
-    low = np.float32(0) if relu else np.float32(-np.inf)
     for block in prange(len(parts)):
         total, product = np.empty((2, x.shape[1]), np.float32)
         parts[block] = 0
@@ -74,7 +73,7 @@ def _backward_sums(dy, x, mean, scale, beta, relu, parts):  # parts (BLOCKS, 2, 
             for p in range(begin, min(begin + CHUNK, last)):
                 for c in range(x.shape[1]):
                     above = x[p, c] - mean[c]
-                    d = dy[p, c] if above * scale[c] + beta[c] > low else np.float32(0)
+                    d = dy[p, c] if not relu or above * scale[c] + beta[c] > 0 else np.float32(0)
                     total[c] += d
                     product[c] += d * above
             parts[block, 0] += total
@@ -83,11 +82,10 @@ def _backward_sums(dy, x, mean, scale, beta, relu, parts):  # parts (BLOCKS, 2, 
 
 @kernel
 def _backward_x(dy, x, mean, scale, beta, relu, slope, offset, dx):  # dx = scale dy + slope (x - mean) + offset
-    low = np.float32(0) if relu else np.float32(-np.inf)
     for p in prange(len(x)):
         for c in range(x.shape[1]):
             above = x[p, c] - mean[c]
-            d = dy[p, c] if above * scale[c] + beta[c] > low else np.float32(0)
+            d = dy[p, c] if not relu or above * scale[c] + beta[c] > 0 else np.float32(0)
             dx[p, c] = scale[c] * d + slope[c] * above + offset[c]
 
 

@@ -62,7 +62,7 @@ def backward(dy: Array, x: Array, w: Array, stride: int = 1, groups: int = 1, ne
     if not need_dx:
         return None, dw
     transposed = by_group(w, groups).transpose(4, 3, 0, 1, 2)  # (O/G, G, K, K, C/G)
-    view = product.pixels(dy.size // shape[3], shape[3], product.ROWS)
+    view = product.pixel_rows(dy.size // shape[3], shape[3], product.ROWS)
     columns = groups * size * size * inputs
     dpatches = product.multiply(dy, view, transposed.reshape(1, -1, columns), groups, (*shape[:3], columns))
     if size == stride == 1:
@@ -81,18 +81,18 @@ def viewed(x: Array, size: int, stride: int, shape: tuple[int, int, int, int], r
     """x as a matrix with a row for each pixel of y, and the array that it lies in: x, or x with a border of zeros."""
     x = np.ascontiguousarray(x)
     if size == stride == 1:
-        return x, product.pixels(x.size // x.shape[3], x.shape[3], rows)
+        return x, product.pixel_rows(x.size // x.shape[3], x.shape[3], rows)
     if size > 1:
         padded = np.empty((len(x), x.shape[1] + 2, x.shape[2] + 2, x.shape[3]), np.float32)
         _pad(x, padded)
         x = padded
-    return x, product.windows(shape[:3], x.shape, size, stride)
+    return x, product.window_rows(shape[:3], x.shape, size, stride)
 
 
 def check(x: Array, w: Array, stride: int, groups: int, dy: Array | None = None) -> tuple[int, int, int, int]:
     """The shape of y. Raises ShapeError, naming the value and the rule."""
     check_map(x)
-    if w.ndim != 4 or w.shape[0] != w.shape[1] or len(w) not in (1, 3):
+    if w.ndim != 4 or w.shape[0] != w.shape[1] or len(w) not in (1, 3) or 0 in w.shape:
         raise ShapeError(f"w has shape {w.shape}: (K, K, C/G, O) with K = 1 or 3 is needed")
     if stride not in (1, 2):
         raise ShapeError(f"stride={stride} is not 1 or 2")

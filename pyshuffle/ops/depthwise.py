@@ -15,8 +15,8 @@ from ..engine.tiles import slope_tile, window_tile
 from ..errors import ShapeError
 from ..types import Array
 from .check import check_gradient, check_map, out_size, require_float32
-from .jit import BLOCKS, kernel
-from .product import vectors
+from .jit import BLOCKS, kernel, require_jit
+from .product import vector_starts
 from .windows import fold, pad, windows
 
 LANES, RUN, LEAST = machine().lanes, machine().run, np.float32(-np.inf)
@@ -80,8 +80,9 @@ def backward(dy: Array, x: Array, w: Array, stride: int = 1) -> tuple[Array, Arr
     """dy (N, ceil(H/s), ceil(W/s), C) -> dx like x, dw like w, float32. Raises ShapeError."""
     check(x, w, stride, dy)
     require_float32(dy, x, w)
-    channels, (wide_dy, wide_x) = x.shape[3], map(widened, (dy, x))
-    starts = vectors(wide_x.shape[3])
+    require_jit()
+    channels, wide_dy, wide_x = x.shape[3], widened(dy), widened(x)
+    starts = vector_starts(wide_x.shape[3])
     parts = np.empty((BLOCKS, len(starts), 9, LANES), np.float32)
     _backward_w(wide_dy, wide_x, starts, stride, parts)
     dw = np.empty((3, 3, wide_x.shape[3]), np.float32)
@@ -93,8 +94,9 @@ def backward(dy: Array, x: Array, w: Array, stride: int = 1) -> tuple[Array, Arr
 
 def filtered(x: Array, spread: int, w: Array, stride: int, shape: tuple[int, ...]) -> Array:
     """y of the shape (N, I, J, C): the map x, its pixels `spread` apart with zeros between them and around, under the filter."""
+    require_jit()
     channels, x, w = shape[3], widened(x), widened(w)
-    starts = vectors(w.shape[2])
+    starts = vector_starts(w.shape[2])
     weights = np.stack([w[..., start : start + LANES].reshape(9, LANES) for start in starts])
     y = np.empty((*shape[:3], w.shape[2]), np.float32)
     _filter(x, spread, weights, starts, stride, y)

@@ -2,19 +2,27 @@
 
 Conventions that every kernel keeps, because numba punishes the alternatives:
 - each `prange` owns the rows it writes and no sum is split over threads, so results do not depend on the thread count;
-- where a sum over pixels must be split (weight gradients, statistics), it is split into BLOCKS parts whose number never
-  changes, added up in order afterwards;
+- where a sum over pixels must be split (weight gradients, statistics), it is split into parts whose number depends on the shapes
+  alone, BLOCKS at most, added up in order afterwards;
 - an array is sliced before it is indexed with an offset: `x[i0 + i]` makes LLVM guard against negative indices.
 """
 
+import hashlib
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numba
 import numpy as np
 
+from ..errors import PyShuffleError
+
 BLOCKS = 16  # parts of a sum over pixels, whatever the number of threads
+HERE = Path(__file__).parent
+STOOD_ON = (*sorted(HERE.glob("*.py")), HERE.parent / "engine" / "machine.py", HERE.parent / "engine" / "tiles.py")
+# numba looks at a kernel's own file alone to see whether what it has compiled is of this source; kernels call into others.
+SOURCES = hashlib.sha256(b"".join(path.read_bytes() for path in STOOD_ON)).hexdigest()
 
 _cache = True
 
@@ -32,13 +40,23 @@ def helper(function: Callable[..., Any]) -> Callable[..., Any]:
 def _compile(function: Callable[..., Any], parallel: bool) -> Callable[..., Any]:
     global _cache
     try:
-        return numba.njit(parallel=parallel, cache=_cache, error_model="numpy", nogil=True, fastmath={"contract"})(function)
+        compiled = numba.njit(parallel=parallel, cache=_cache, error_model="numpy", nogil=True, fastmath={"contract"})(function)
+        kept = getattr(getattr(compiled, "_cache", None), "_cache_file", None)
+        if kept is not None:
+            kept._source_stamp = (*kept._source_stamp, SOURCES)
+        return compiled
     except RuntimeError as error:  # numba found no directory to write to
         if not _cache:
             raise
         _cache = False
         warnings.warn(f"compiled kernels cannot be cached ({error}); set NUMBA_CACHE_DIR to a writable directory", stacklevel=3)
         return _compile(function, parallel)
+
+
+def require_jit() -> None:
+    """Raises PyShuffleError where kernels that stand on the engine's tiles cannot run."""
+    if numba.config.DISABLE_JIT:  # type: ignore[attr-defined]
+        raise PyShuffleError("NUMBA_DISABLE_JIT is set: convolutions are nothing but compiled code; use the Reference backend")
 
 
 def rows(x: np.ndarray) -> np.ndarray:

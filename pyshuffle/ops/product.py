@@ -4,12 +4,12 @@
 A row p of x is a pixel, or the window around one: a `View` says where it lies, so that neither a group nor a window is ever copied.
 
 Columns o are computed a vector at a time, in panels of a few vectors. Groups of fewer columns than a vector has share one: its inputs
-are those of all of them, and the weights between two groups are zero.
+are those of all of them, and the weights between two groups are zero; so what is infinite in one group makes NaN of its neighbours.
 """
 
 from __future__ import annotations
 
-from functools import cache
+from functools import lru_cache
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -20,15 +20,14 @@ from numba import prange
 from ..engine.machine import FLOAT, machine
 from ..engine.tiles import dense_tile
 from ..types import Array
-from .jit import helper, kernel
+from .jit import BLOCKS, helper, kernel, require_jit
 
 LANES, HEIGHTS = machine().lanes, machine().heights
 MOST, TALL = max(HEIGHTS), max(HEIGHTS.values())
 HEIGHT = np.array([HEIGHTS.get(vectors, 0) for vectors in range(MOST + 1)])
 ROWS = 16 * TALL  # of x in a block: they stay in the nearest cache while all panels are computed
 DEPTH = 128  # rows of x that a tile of dw sums before it is stored
-PART = 2048  # rows of x, at least, in a part of the sum over all of them; a part has a dw of its own, and there are at most PARTS
-PARTS = 16
+PART = 2048  # rows of x, about, in a part of the sum over all of them; a part has a dw of its own, and there are at most BLOCKS
 NONE, LEAST = np.int64(0), np.float32(-np.inf)
 
 Table = npt.NDArray[np.integer]
@@ -44,20 +43,20 @@ class View(NamedTuple):
     taps: tuple[int, ...]  # of a window
 
 
-@cache
-def pixels(count: int, channels: int, rows: int) -> View:
+@lru_cache(maxsize=4096)
+def pixel_rows(count: int, channels: int, rows: int) -> View:
     """Every pixel of an array (P, C) is a row; in blocks of so many, the last of which may have fewer."""
-    blocks = np.arange(0, count, rows) * channels * FLOAT
+    blocks = np.arange(0, count, rows, dtype=np.int64) * channels * FLOAT
     return View(count, blocks, np.arange(min(rows, count), dtype=np.uint32) * np.uint32(channels * FLOAT), (0,))
 
 
-@cache
-def windows(shape: tuple[int, int, int], source: tuple[int, ...], size: int, stride: int) -> View:
+@lru_cache(maxsize=4096)
+def window_rows(shape: tuple[int, int, int], source: tuple[int, ...], size: int, stride: int) -> View:
     """Every window of a padded map (N, H, W, C) = `source`, one for each pixel of (N, I, J) = `shape`, is a row; J make a block."""
     images, height, width = shape
     _, source_height, source_width, channels = source
     pixel = channels * FLOAT
-    n, i = np.divmod(np.arange(images * height), height)
+    n, i = np.divmod(np.arange(images * height, dtype=np.int64), height)
     blocks = (n * source_height + i * stride) * source_width * pixel
     taps = np.add.outer(np.arange(size) * source_width, np.arange(size)).ravel() * pixel
     rows = np.arange(width) * stride * pixel
@@ -65,27 +64,26 @@ def windows(shape: tuple[int, int, int], source: tuple[int, ...], size: int, str
 
 
 class Panels(NamedTuple):
-    """The panels of a product."""
+    """The panels of a product; a line of the table has: vectors, the first of them, channels of a tap, bytes to them, place of the
+    weights."""
 
-    table: npt.NDArray[
-        np.int64
-    ]  # a line each: vectors, the first of them, channels of a tap, bytes to them, place of the weights
+    table: npt.NDArray[np.int64]
     starts: npt.NDArray[np.int64]  # the first column of each vector
     columns: npt.NDArray[np.uint32]  # of x in bytes, for each panel one after the other
     begins: npt.NDArray[np.int64]  # where those of each panel begin, and where the last one's end
     size: int  # floats of all weights
 
 
-@cache
+@lru_cache(maxsize=4096)
 def panels(taps: tuple[int, ...], groups: int, inputs: int, outputs: int) -> Panels:
     """Of groups of so many inputs and outputs; all outputs are a vector's or more, and no vector goes beyond the last."""
     if outputs >= LANES:
-        per_group = vectors(outputs)
+        per_group = vector_starts(outputs)
         count = -(-len(per_group) // MOST)
         cuts = [len(per_group) * i // count for i in range(count + 1)]
         lists = [per_group[a:b] + g * outputs for g in range(groups) for a, b in pairwise(cuts)]
     else:
-        lists = [np.array([start]) for start in vectors(groups * outputs)]
+        lists = [np.array([start]) for start in vector_starts(groups * outputs)]
     table, columns, vector, size = [], [], 0, 0
     for starts in lists:
         first, last = starts[0] // outputs, (starts[-1] + LANES - 1) // outputs + 1
@@ -98,7 +96,7 @@ def panels(taps: tuple[int, ...], groups: int, inputs: int, outputs: int) -> Pan
     return Panels(np.array(table), np.concatenate(lists), np.concatenate(columns), begins, size)
 
 
-def vectors(channels: int) -> npt.NDArray[np.int64]:
+def vector_starts(channels: int) -> npt.NDArray[np.int64]:
     """The first channel of each vector of them; the last one is moved back so as to end with the last channel."""
     return np.minimum(np.arange(0, channels, LANES), channels - LANES)
 
@@ -147,7 +145,8 @@ def _multiply(x, blocks, rows, columns, begins, table, starts, weights, bias, y,
 
 
 def multiply(x: Array, view: View, w: Array, groups: int, shape: tuple[int, ...]) -> Array:
-    """The rows of x times w (taps, C/G, O) -> y of the shape, (..., O)."""
+    """The rows of x times w (taps, C/G, O) -> y of the shape, (..., O). Raises PyShuffleError without compiled code."""
+    require_jit()
     taps, inputs, outputs = w.shape
     if outputs < LANES:  # not one whole vector: some columns more, that nobody reads
         wide = np.zeros((taps, inputs * groups, LANES), np.float32)
@@ -173,7 +172,7 @@ def multiply(x: Array, view: View, w: Array, groups: int, shape: tuple[int, ...]
 
 @kernel
 def _multiply_transposed(x, blocks, rows, columns, size, dy, inputs, bias, places, starts, parts):
-    # parts (PARTS, G, taps C/G and some more, vectors, LANES): of dw; columns: of x, as many; dy (P, G, O/G)
+    # parts (BLOCKS or fewer, G, taps C/G and some more, vectors, LANES): of dw; columns: of x, as many; dy (P, G, O/G)
     count, groups, length, vectors, _ = parts.shape
     outputs = dy.shape[2]
     cuts = -(-vectors // MOST)
@@ -204,13 +203,14 @@ def _multiply_transposed(x, blocks, rows, columns, size, dy, inputs, bias, place
 
 
 def multiply_transposed(x: Array, view: View, dy: Array, inputs: int, groups: int) -> Array:
-    """dw (taps, C/G, O) for the rows of x, and of dy (..., O)."""
+    """dw (taps, C/G, O) for the rows of x, and of dy (..., O). Raises PyShuffleError without compiled code."""
+    require_jit()
     taps, dy = len(view.taps), dy.reshape(view.size, groups, -1)
     outputs, used = dy.shape[2], taps * inputs
-    begins = vectors(max(outputs, LANES))
+    begins = vector_starts(max(outputs, LANES))
     columns = np.add.outer(view.taps, np.arange(inputs) * FLOAT).ravel()
     columns = np.pad(columns, (0, TALL - 1), mode="edge").astype(np.uint32)  # so that they fill tiles
-    count = max(1, min(PARTS, view.size // PART, len(view.blocks)))
+    count = max(1, min(BLOCKS, view.size // PART, len(view.blocks)))
     parts = np.empty((count, groups, len(columns), len(begins), LANES), np.float32)
     places = np.arange(len(columns), dtype=np.uint32) * np.uint32(len(begins) * LANES * FLOAT)
     starts = np.arange(MOST, dtype=np.uint32) * np.uint32(LANES * FLOAT)

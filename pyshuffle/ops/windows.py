@@ -1,4 +1,4 @@
-"""The windows that a convolution or a pool looks through, and their adjoint, for the references; a border of zeros for the kernels.
+"""The windows that a convolution or a pool looks through, and their adjoint; and a border of zeros for the kernels.
 windows(x)[n, i, j, u, v, c] = x[n, s i + u - p, s j + v - p, c]        p = K // 2, zero (or `fill`) outside the image
 <fold(d), x> = <d, windows(x)> for every x and d: fold is the gradient of windows
 """
@@ -36,10 +36,9 @@ def pad(x, spread, padded):
     lines = padded.reshape(len(padded), padded.shape[1] * channels)
     for i in range(len(lines)):
         h, line = (i - 1) // spread, lines[i]
-        if i != 1 + spread * h or not 0 <= h < height:
-            line[:] = 0
-            continue
         line[:] = 0
+        if i != 1 + spread * h or not 0 <= h < height:
+            continue
         if spread == 1:
             row, inner = x[h].reshape(width * channels), line[channels : (1 + width) * channels]
             for k in range(width * channels):
