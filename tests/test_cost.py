@@ -9,6 +9,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from pyshuffle.backends.cost import FLOAT, Cost, Map, Row, count, parameter_shapes
+from pyshuffle.backends.ops import Ops
 from pyshuffle.backends.reference import Reference
 from pyshuffle.backends.tape import Tape
 from pyshuffle.nets import Net, ShuffleNetV1, ShuffleNetV2
@@ -243,13 +244,19 @@ nets = st.one_of(
 )
 
 
+class Plain(Tape):
+    """Without fused operations: the audit counts them one by one."""
+
+    conv_bn = Ops.conv_bn
+
+
 @settings(max_examples=20, phases=[Phase.generate])  # a failure is not shrunk: that would run networks for minutes
 @given(net=nets, height=st.integers(32, 70), width=st.integers(32, 70), batch=st.integers(1, 2))
 def test_what_is_counted_is_what_runs(net, height, width, batch):
     """Row by row the operation, the shape of its output and its multiply-adds, for images of any size, odd ones too."""
     cost, x = Cost(), draw(batch, height, width, 3)
     net(cost, Map(x.shape))
-    tape = Tape(Reference(draw_params(net, x.shape)))
+    tape = Plain(Reference(draw_params(net, x.shape)))
     logits = net(tape, x)
 
     assert logits.shape == (batch, net.classes)
