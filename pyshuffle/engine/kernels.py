@@ -11,11 +11,11 @@ from numba import types
 
 from . import program as at
 from . import team
+from .intrinsics import average_tile, dense_tile, maximum_tile, window_tile
 from .jit import array, kernel
 from .machine import FLOAT, machine
 from .plan import DENSE, MAXIMUM, MEAN, OUTPUT, STEM, WINDOW
 from .threads import announce, await_call, exchange, look, meet
-from .tiles import average_tile, dense_tile, maximum_tile, window_tile
 
 ZERO = np.float32(0)
 SOLE, ONE = np.int64(0), np.int64(1)  # the first thread of one; typed, since for literal numbers all is compiled once more

@@ -23,7 +23,9 @@ from ..errors import PyShuffleError
 from .machine import cpu
 
 NAME = "pyshuffle_engine"
-SOURCES = ("jit", "kernels", "layout", "machine", "native", "plan", "program", "team", "threads", "tiles")  # what it is made of
+SOURCES = (  # what it is made of
+    "emitter", "intrinsics", "jit", "kernels", "layout", "machine", "native", "plan", "program", "team", "threads", "tiles",
+)  # fmt: skip
 Function = Callable[[int, int], int]
 
 _kept: list[object] = []  # what the function lives in

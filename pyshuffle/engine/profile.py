@@ -74,7 +74,8 @@ def peak() -> float:
 def _peak() -> tuple[int, int, Callable[..., Any]]:
     import numba
 
-    from .tiles import PEAK_SUMS, peak_tile
+    from .intrinsics import peak_tile
+    from .tiles import PEAK_SUMS
 
     @numba.njit(nogil=True)
     def loop(rounds, target):

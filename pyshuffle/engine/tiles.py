@@ -22,116 +22,15 @@ processor it finds; `Machine` says how many lanes and registers that one has. Al
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable
 
 from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
 
-from .machine import FLOAT, LINE, Machine, machine
+from .emitter import F32, I64, VOID, Emitter
+from .machine import LINE, Machine
 
-I32, I64, F32, VOID = ir.IntType(32), ir.IntType(64), ir.FloatType(), ir.VoidType()
 FAR = 8192  # bytes from weights that are used once to those that are fetched meanwhile: memory is that far away
 PEAK_SUMS = 12  # independent sums that keep any processor busy, and that fit into its registers
-
-
-class Emitter:
-    """An LLVM instruction builder that knows vectors of the machine's width."""
-
-    def __init__(self, function: ir.Function, lanes: int) -> None:
-        self.module = function.module
-        self.build = ir.IRBuilder(function.append_basic_block("entry"))
-        self.lanes = lanes
-        self.vector = ir.VectorType(F32, lanes)
-        self.size = lanes * FLOAT
-
-    def load(self, address: ir.Value, kind: ir.Type, offset: int = 0) -> ir.Value:
-        """What lies `offset` bytes behind the address. Vectors need no alignment."""
-        return self.build.load(self.build.inttoptr(self.build.add(address, I64(offset)), kind.as_pointer()), align=FLOAT)
-
-    def vectors(self, address: ir.Value, count: int) -> list[ir.Value]:
-        """Vectors that lie one behind the other."""
-        return [self.load(address, self.vector, v * self.size) for v in range(count)]
-
-    def entry(self, table: ir.Value, index: int) -> ir.Value:
-        """table[index], of unsigned 32-bit numbers."""
-        return self.build.zext(self.load(table, I32, index * 4), I64)
-
-    def store(self, value: ir.Value, address: ir.Value) -> None:
-        self.build.store(value, self.build.inttoptr(address, self.vector.as_pointer()), align=FLOAT)
-
-    def everywhere(self, scalar: ir.Value) -> ir.Value:
-        """A scalar in all lanes."""
-        kind = ir.VectorType(scalar.type, self.lanes)
-        nothing, zeros = ir.Constant(kind, ir.Undefined), ir.Constant(ir.VectorType(I32, self.lanes), [0] * self.lanes)
-        return self.build.shuffle_vector(self.build.insert_element(nothing, scalar, I32(0)), nothing, zeros)
-
-    def multiply_add(self, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
-        """a b + c: one instruction where the machine has it, else two."""
-        return self.call(f"llvm.fmuladd.v{self.lanes}f32", self.vector, a, b, c)
-
-    def larger(self, a: ir.Value, b: ir.Value) -> ir.Value:
-        """max(a, b) lane by lane; b where it is not a number."""
-        return self.build.select(self.build.fcmp_ordered(">", a, b), a, b)
-
-    def smaller(self, a: ir.Value, b: ir.Value) -> ir.Value:
-        """min(a, b) of whole numbers."""
-        return self.build.select(self.build.icmp_unsigned("<", a, b), a, b)
-
-    def prefetch(self, address: ir.Value) -> None:
-        """Ask for a cache line that will be read later."""
-        pointer = self.build.inttoptr(address, ir.IntType(8).as_pointer())
-        self.call("llvm.prefetch.p0", VOID, pointer, I32(0), I32(2), I32(1))  # a read, into L2, of data
-
-    def forget(self) -> None:
-        """An empty instruction that claims to change memory, so that what follows loads again what was loaded before."""
-        self.build.asm(ir.FunctionType(VOID, []), "", "~{memory}", [], side_effect=True)
-
-    def step(self, address: ir.Value, by: ir.Value) -> ir.Value:
-        """address + by, computed here and now: else LLVM keeps all the multiples of a stride in registers, more than there are."""
-        kind = ir.FunctionType(I64, [I64])
-        return self.build.asm(kind, "", "=r,0", [self.build.add(address, by)], side_effect=False)
-
-    def call(self, name: str, result: ir.Type, *arguments: ir.Value) -> ir.Value:
-        """An instruction that LLVM spells as a function."""
-        function = self.module.globals.get(name)
-        if function is None:
-            function = ir.Function(self.module, ir.FunctionType(result, [value.type for value in arguments]), name)
-        return self.build.call(function, arguments)
-
-    @contextmanager
-    def loop(self, count: ir.Value, begin: Sequence[ir.Value]) -> Iterator[tuple[list[ir.Value], list[ir.Value]]]:
-        """`count` rounds, at least one. Yields the values of this round and an empty list, to be filled with those of the next."""
-        before, body, after = self.build.block, *(self.build.append_basic_block(name) for name in ("loop", "after"))
-        self.build.branch(body)
-        self.build.position_at_end(body)
-        left, *now = [self.build.phi(value.type) for value in (count, *begin)]
-        following: list[ir.Value] = []
-        yield now, following
-        fewer = self.build.sub(left, I64(1))
-        for phi, first, then in zip((left, *now), (count, *begin), (fewer, *following), strict=True):
-            phi.add_incoming(first, before)
-            phi.add_incoming(then, self.build.block)
-        self.build.cbranch(self.build.icmp_unsigned("!=", fewer, I64(0)), body, after)
-        self.build.position_at_end(after)
-
-    def choose(self, condition: ir.Value, yes: Callable[[], list[ir.Value]], no: Callable[[], list[ir.Value]]) -> list[ir.Value]:
-        """What `yes` emits and returns if the condition holds, and what `no` does if not."""
-        done, coming = self.build.append_basic_block("done"), []
-        blocks = [self.build.append_basic_block(name) for name in ("yes", "no")]
-        self.build.cbranch(condition, *blocks)
-        for block, emit in zip(blocks, (yes, no), strict=True):
-            self.build.position_at_end(block)
-            coming.append((emit(), self.build.block))
-            self.build.branch(done)
-        self.build.position_at_end(done)
-        merged = [self.build.phi(value.type) for value in coming[0][0]]
-        for values, block in coming:
-            for phi, value in zip(merged, values, strict=True):
-                phi.add_incoming(value, block)
-        return merged
 
 
 DENSE = (
@@ -330,77 +229,3 @@ def emit(module: ir.Module, kind: Callable[..., None], machine: Machine, **shape
         function.attributes.add("noinline")
         kind(function, machine, **shape)
     return function
-
-
-def _call(context: Any, builder: ir.IRBuilder, kind: Callable[..., None], arguments: ir.Value, **shape: int) -> Any:
-    function = emit(builder.module, kind, machine(), **shape)
-    builder.call(function, [builder.extract_value(arguments, i) for i in range(len(function.args))])
-    return context.get_dummy_value()
-
-
-def _call_one(
-    context: Any, builder: ir.IRBuilder, kind: Callable[..., None], values: list[ir.Value], shapes: dict[int, dict[str, int]]
-) -> Any:
-    """Call the tile whose number is the first of the values, on the arguments that are the second."""
-    done = builder.append_basic_block("done")
-    switch = builder.switch(values[0], done)
-    for number, shape in shapes.items():
-        block = builder.append_basic_block(f"tile{number}")
-        switch.add_case(I64(number), block)
-        builder.position_at_end(block)
-        _call(context, builder, kind, values[1], **shape)
-        builder.branch(done)
-    builder.position_at_end(done)
-    return context.get_dummy_value()
-
-
-@intrinsic
-def dense_tile(_typing: Any, number: Any, arguments: Any) -> Any:
-    """`dense` on a tuple of its arguments. The number: twice the vectors, plus one for a tile of a single pixel."""
-
-    def generate(context: Any, builder: ir.IRBuilder, _signature: Any, values: list[ir.Value]) -> Any:
-        heights = machine().heights
-        tall = {2 * v: {"vectors": v, "pixels": pixels} for v, pixels in heights.items()}
-        single = {2 * v + 1: {"vectors": v, "pixels": 1} for v in heights}
-        return _call_one(context, builder, dense, values, tall | single)
-
-    return types.void(types.int64, arguments), generate
-
-
-@intrinsic
-def window_tile(_typing: Any, number: Any, arguments: Any) -> Any:
-    """`window` on a tuple of its arguments. The number: twice the stride, plus one for tiles of a single pixel."""
-
-    def generate(context: Any, builder: ir.IRBuilder, _signature: Any, values: list[ir.Value]) -> Any:
-        shapes = {2 * s + one: {"stride": s, "pixels": 1 if one else machine().run} for s in (1, 2) for one in (0, 1)}
-        return _call_one(context, builder, window, values, shapes)
-
-    return types.void(types.int64, arguments), generate
-
-
-@intrinsic
-def slope_tile(_typing: Any, stride: Any, arguments: Any) -> Any:
-    """`slope` on a tuple of its arguments."""
-
-    def generate(context: Any, builder: ir.IRBuilder, _signature: Any, values: list[ir.Value]) -> Any:
-        return _call_one(context, builder, slope, values, {s: {"stride": s} for s in (1, 2)})
-
-    return types.void(types.int64, arguments), generate
-
-
-@intrinsic
-def maximum_tile(_typing: Any, arguments: Any) -> Any:
-    """`maximum` on a tuple of its arguments."""
-    return types.void(arguments), lambda context, builder, _, values: _call(context, builder, maximum, values[0])
-
-
-@intrinsic
-def average_tile(_typing: Any, arguments: Any) -> Any:
-    """`average` on a tuple of its arguments."""
-    return types.void(arguments), lambda context, builder, _, values: _call(context, builder, average, values[0])
-
-
-@intrinsic
-def peak_tile(_typing: Any, arguments: Any) -> Any:
-    """`peak` on a tuple of its arguments."""
-    return types.void(arguments), lambda context, builder, _, values: _call(context, builder, peak, values[0])

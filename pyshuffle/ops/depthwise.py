@@ -10,8 +10,8 @@ The gradients:
 import numpy as np
 from numba import prange
 
+from ..engine.intrinsics import slope_tile, window_tile
 from ..engine.machine import FLOAT, machine
-from ..engine.tiles import slope_tile, window_tile
 from ..errors import ShapeError
 from ..types import Array
 from .check import check_gradient, check_map, out_size, require_float32

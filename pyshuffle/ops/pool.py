@@ -75,27 +75,21 @@ def _max(x, y):
 def _max_backward(dy, x, dx):
     images, rows, columns, channels = dy.shape
     _, height, width, _ = x.shape
-    for n in prange(images):
-        best, winner = np.empty(channels, np.float32), np.full((rows, columns, channels), np.int8(-1))  # the tap 3 u + v
+    for n in prange(images):  # windows overlap, so one thread owns a whole image
+        best, winner = np.empty(channels, np.float32), np.empty(channels, np.int32)
+        dx[n] = 0
         for i in range(rows):
             for j in range(columns):
-                best[:] = -np.inf
+                best[:], winner[:] = -np.inf, -1
                 for h in range(max(2 * i - 1, 0), min(2 * i + 2, height)):
                     for l in range(max(2 * j - 1, 0), min(2 * j + 2, width)):
-                        tap = np.int8(3 * (h - 2 * i + 1) + l - 2 * j + 1)
                         for c in range(channels):
-                            value, nothing_yet = x[n, h, l, c], winner[i, j, c] < 0
-                            better = nothing_yet | (value > best[c]) | (np.isnan(value) & ~np.isnan(best[c]))
-                            best[c] = value if better else best[c]
-                            winner[i, j, c] = tap if better else winner[i, j, c]
-        for h in range(height):
-            for l in range(width):
-                dx[n, h, l] = 0
-                for i in range(h // 2, min((h + 1) // 2 + 1, rows)):  # the windows that see the pixel
-                    for j in range(l // 2, min((l + 1) // 2 + 1, columns)):
-                        tap = np.int8(3 * (h - 2 * i + 1) + l - 2 * j + 1)
+                            if winner[c] < 0 or x[n, h, l, c] > best[c] or (np.isnan(x[n, h, l, c]) and not np.isnan(best[c])):
+                                best[c], winner[c] = x[n, h, l, c], h * width + l
+                for h in range(max(2 * i - 1, 0), min(2 * i + 2, height)):
+                    for l in range(max(2 * j - 1, 0), min(2 * j + 2, width)):
                         for c in range(channels):
-                            dx[n, h, l, c] += dy[n, i, j, c] if winner[i, j, c] == tap else np.float32(0)
+                            dx[n, h, l, c] += dy[n, i, j, c] if winner[c] == h * width + l else np.float32(0)
 
 
 @kernel

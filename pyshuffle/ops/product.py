@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 from numba import prange
 
+from ..engine.intrinsics import dense_tile
 from ..engine.machine import FLOAT, machine
-from ..engine.tiles import dense_tile
 from ..types import Array
 from .jit import BLOCKS, helper, kernel, require_jit
 

@@ -1,0 +1,109 @@
+"""An LLVM instruction builder that knows the machine's vectors: what the tiles are written with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from llvmlite import ir
+
+from .machine import FLOAT
+
+I32, I64, F32, VOID = ir.IntType(32), ir.IntType(64), ir.FloatType(), ir.VoidType()
+
+
+class Emitter:
+    """An LLVM instruction builder that knows vectors of the machine's width."""
+
+    def __init__(self, function: ir.Function, lanes: int) -> None:
+        self.module = function.module
+        self.build = ir.IRBuilder(function.append_basic_block("entry"))
+        self.lanes = lanes
+        self.vector = ir.VectorType(F32, lanes)
+        self.size = lanes * FLOAT
+
+    def load(self, address: ir.Value, kind: ir.Type, offset: int = 0) -> ir.Value:
+        """What lies `offset` bytes behind the address. Vectors need no alignment."""
+        return self.build.load(self.build.inttoptr(self.build.add(address, I64(offset)), kind.as_pointer()), align=FLOAT)
+
+    def vectors(self, address: ir.Value, count: int) -> list[ir.Value]:
+        """Vectors that lie one behind the other."""
+        return [self.load(address, self.vector, v * self.size) for v in range(count)]
+
+    def entry(self, table: ir.Value, index: int) -> ir.Value:
+        """table[index], of unsigned 32-bit numbers."""
+        return self.build.zext(self.load(table, I32, index * 4), I64)
+
+    def store(self, value: ir.Value, address: ir.Value) -> None:
+        self.build.store(value, self.build.inttoptr(address, self.vector.as_pointer()), align=FLOAT)
+
+    def everywhere(self, scalar: ir.Value) -> ir.Value:
+        """A scalar in all lanes."""
+        kind = ir.VectorType(scalar.type, self.lanes)
+        nothing, zeros = ir.Constant(kind, ir.Undefined), ir.Constant(ir.VectorType(I32, self.lanes), [0] * self.lanes)
+        return self.build.shuffle_vector(self.build.insert_element(nothing, scalar, I32(0)), nothing, zeros)
+
+    def multiply_add(self, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
+        """a b + c: one instruction where the machine has it, else two."""
+        return self.call(f"llvm.fmuladd.v{self.lanes}f32", self.vector, a, b, c)
+
+    def larger(self, a: ir.Value, b: ir.Value) -> ir.Value:
+        """max(a, b) lane by lane; b where it is not a number."""
+        return self.build.select(self.build.fcmp_ordered(">", a, b), a, b)
+
+    def smaller(self, a: ir.Value, b: ir.Value) -> ir.Value:
+        """min(a, b) of whole numbers."""
+        return self.build.select(self.build.icmp_unsigned("<", a, b), a, b)
+
+    def prefetch(self, address: ir.Value) -> None:
+        """Ask for a cache line that will be read later."""
+        pointer = self.build.inttoptr(address, ir.IntType(8).as_pointer())
+        self.call("llvm.prefetch.p0", VOID, pointer, I32(0), I32(2), I32(1))  # a read, into L2, of data
+
+    def forget(self) -> None:
+        """An empty instruction that claims to change memory, so that what follows loads again what was loaded before."""
+        self.build.asm(ir.FunctionType(VOID, []), "", "~{memory}", [], side_effect=True)
+
+    def step(self, address: ir.Value, by: ir.Value) -> ir.Value:
+        """address + by, computed here and now: else LLVM keeps all the multiples of a stride in registers, more than there are."""
+        kind = ir.FunctionType(I64, [I64])
+        return self.build.asm(kind, "", "=r,0", [self.build.add(address, by)], side_effect=False)
+
+    def call(self, name: str, result: ir.Type, *arguments: ir.Value) -> ir.Value:
+        """An instruction that LLVM spells as a function."""
+        function = self.module.globals.get(name)
+        if function is None:
+            function = ir.Function(self.module, ir.FunctionType(result, [value.type for value in arguments]), name)
+        return self.build.call(function, arguments)
+
+    @contextmanager
+    def loop(self, count: ir.Value, begin: Sequence[ir.Value]) -> Iterator[tuple[list[ir.Value], list[ir.Value]]]:
+        """`count` rounds, at least one. Yields the values of this round and an empty list, to be filled with those of the next."""
+        before, body, after = self.build.block, *(self.build.append_basic_block(name) for name in ("loop", "after"))
+        self.build.branch(body)
+        self.build.position_at_end(body)
+        left, *now = [self.build.phi(value.type) for value in (count, *begin)]
+        following: list[ir.Value] = []
+        yield now, following
+        fewer = self.build.sub(left, I64(1))
+        for phi, first, then in zip((left, *now), (count, *begin), (fewer, *following), strict=True):
+            phi.add_incoming(first, before)
+            phi.add_incoming(then, self.build.block)
+        self.build.cbranch(self.build.icmp_unsigned("!=", fewer, I64(0)), body, after)
+        self.build.position_at_end(after)
+
+    def choose(self, condition: ir.Value, yes: Callable[[], list[ir.Value]], no: Callable[[], list[ir.Value]]) -> list[ir.Value]:
+        """What `yes` emits and returns if the condition holds, and what `no` does if not."""
+        done, coming = self.build.append_basic_block("done"), []
+        blocks = [self.build.append_basic_block(name) for name in ("yes", "no")]
+        self.build.cbranch(condition, *blocks)
+        for block, emit in zip(blocks, (yes, no), strict=True):
+            self.build.position_at_end(block)
+            coming.append((emit(), self.build.block))
+            self.build.branch(done)
+        self.build.position_at_end(done)
+        merged = [self.build.phi(value.type) for value in coming[0][0]]
+        for values, block in coming:
+            for phi, value in zip(merged, values, strict=True):
+                phi.add_incoming(value, block)
+        return merged
