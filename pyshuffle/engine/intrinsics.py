@@ -1,4 +1,4 @@
-"""The tiles as functions that jitted code can call, each with its arguments as one tuple, in the order in which `tiles` names them."""
+"""The tiles as functions that jitted code can call, each with its arguments as one tuple, in the order that tiles.py has."""
 
 from __future__ import annotations
 
