@@ -43,9 +43,10 @@ def logits_in_turn(program: Program, threads: int, image: Array, rng: np.random.
     return logits
 
 
-SIZES = [  # network, height, width: from maps of whole tiles to such as hold none
+SIZES = [  # network, height, width: from maps of whole tiles to such as hold none, and high ones whose rows do not
     (ShuffleNetV2(0.5, classes=10), 224, 224),
     (ShuffleNetV2(0.5, classes=10), 96, 96),
+    (ShuffleNetV2(0.5, classes=10), 256, 32),
     (ShuffleNetV2(1.0, classes=10, extra_depthwise=True), 120, 33),
     (ShuffleNetV1(0.5, groups=8, classes=10), 192, 160),
     (ShuffleNetV1(0.25, groups=3, classes=10), 224, 224),

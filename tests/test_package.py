@@ -40,9 +40,7 @@ RANKS = [  # a module imports from rooms of its own or a higher number only
     {"nets", "ops"},
     {"errors", "types", "tiles"},
 ]
-FLOOR = {
-    name.removesuffix(".py") for name in jit.TILES
-}  # of the engine; all kernels may stand on them: a room of their own
+FLOOR = {name.removesuffix(".py") for name in jit.TILES}  # of the engine; all kernels may stand on them: a room of their own
 
 
 def test_imports_point_one_way():
