@@ -9,7 +9,7 @@ from pyshuffle.backends.cost import parameter_shapes
 from pyshuffle.engine import program as at
 from pyshuffle.engine.kernels import run_begin, run_step
 from pyshuffle.engine.machine import FLOAT, machine
-from pyshuffle.engine.plan import STEM, Plan
+from pyshuffle.engine.plan import DENSE, STEM, Plan
 from pyshuffle.engine.program import Program, encode
 from pyshuffle.nets import ShuffleNetV1, ShuffleNetV2
 from pyshuffle.types import Array
@@ -51,6 +51,19 @@ SIZES = [  # network, height, width: from maps of whole tiles to such as hold no
     (ShuffleNetV1(0.5, groups=8, classes=10), 192, 160),
     (ShuffleNetV1(0.25, groups=3, classes=10), 224, 224),
 ]
+
+
+@pytest.mark.parametrize("threads", [2, 3, 8])
+@pytest.mark.parametrize(("height", "width"), [(256, 32), (224, 224), (97, 80)])
+def test_a_threads_rows_hold_a_tile(height, width, threads):
+    """Else its tile would reach into the rows of another, which may be at work on them at the same time."""
+    net = ShuffleNetV2(0.5, classes=10)
+    params = {name: value.astype(np.float32) for name, value in parameters(parameter_shapes(net)).items()}
+    program = encode(Plan(net, params, height, width, machine(), threads))
+    for step in program.steps[program.steps[:, at.BY_ROWS] > 0]:
+        pixels = step[at.PIXELS] // step[at.WIDTH] // threads * step[at.WIDTH]
+        tiles = program.pieces[step[at.FIRST] : step[at.LAST], at.TALL] if step[at.KIND] == DENSE else np.ones(1)
+        assert pixels >= tiles.max()
 
 
 @pytest.mark.parametrize("threads", [2, 3, 8])
