@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .plan import Step
 
 PAGE = 4096  # bytes: rows that lie a multiple of it apart compete for the same few lines of the nearest cache
-BY_ROWS = 3  # a step is shared out by rows where each thread gets so many of them: then it mostly reads what it wrote
+ROWS_EACH = 3  # a step is shared out by rows where each thread gets so many of them: then it mostly reads what it wrote
 
 
 class Layout:
@@ -183,7 +183,7 @@ def replaces(step: Step, machine: Machine) -> bool:
 def by_rows(step: Step, machine: Machine, threads: int) -> bool:
     """Whether each thread has its own rows of a step's output, the same for every channel: where they hold a tile at least."""
     height, width = step.size
-    return height >= BY_ROWS * threads and height // threads * width >= max(machine.heights.values())
+    return height >= ROWS_EACH * threads and height // threads * width >= max(machine.heights.values())
 
 
 def meetings(steps: list[Step], machine: Machine, threads: int) -> Iterator[int]:
