@@ -8,7 +8,7 @@ import llvmlite.binding as llvm
 import pytest
 from llvmlite import ir
 
-from pyshuffle.engine import machine, tiles
+from pyshuffle.engine import machine, tiles, training_tiles
 from pyshuffle.engine.machine import Machine
 
 # The processors -----------------------------------------------------------------------------------------------------------------
@@ -44,7 +44,7 @@ def assembly(target: Target, kind: Callable[..., None], **shape: int) -> str:
     except RuntimeError as error:
         pytest.skip(f"this llvmlite was built without {target.triple}: {error}")
     module = ir.Module()
-    tiles.emit(module, kind, target.machine, **shape).linkage = "external"  # else nobody needs it and it is left out
+    kind(module, target.machine, **shape).linkage = "external"  # else nobody needs it and it is left out
     compiler = processor.create_target_machine(cpu=target.cpu, features="", opt=3)
     parsed = llvm.parse_assembly(str(module))
     parsed.verify()
@@ -113,7 +113,25 @@ def test_a_window_tile_lies_in_registers(target, stride, pixels):
 @pytest.mark.parametrize("stride", [1, 2])
 @every_target
 def test_a_slope_tile_lies_in_registers(target, stride):
-    check_loops(assembly(target, tiles.slope, stride=stride), target.multiply, 9, unrolled=True)
+    check_loops(assembly(target, training_tiles.slope, stride=stride), target.multiply, 9, unrolled=True)
+
+
+@pytest.mark.parametrize(("target", "vectors"), [named(name, v) for name in TARGETS for v in TARGETS[name].machine.heights])
+def test_what_is_computed_while_it_is_read_lies_in_registers(target, vectors):
+    """One multiply-add for each vector that is normalised, three for each of a gradient."""
+    for kind, each in ((training_tiles.normalise, 1), (training_tiles.differentiate, 3)):
+        check_loops(assembly(target, kind, vectors=vectors), target.multiply, each * vectors, unrolled=True)
+
+
+@every_target
+def test_sums_for_a_batch_normalisation_lie_in_registers(target):
+    for kind, each in ((training_tiles.measure, 1), (training_tiles.covary, 2)):
+        check_loops(assembly(target, kind), target.multiply, each, unrolled=True)
+
+
+@every_target
+def test_the_gradient_of_a_maximum_takes_nine_sums(target):
+    check_loops(assembly(target, training_tiles.maximum_slope), target.plus, 9)
 
 
 @every_target

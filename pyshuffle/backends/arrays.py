@@ -43,17 +43,31 @@ class Arrays(Ops[Array]):
     def conv_bn(
         self, x: Array, conv: str, bn: str, out: int, kernel: int = 1, stride: int = 1, groups: int = 1, relu: bool = True
     ) -> Array:
+        if "conv_bn" in self.functions:
+            return self.fused("conv_bn", x, conv, bn, relu=relu, stride=stride, groups=groups)
         return self.batchnorm(self.conv(x, conv, out, kernel, stride, groups), bn, relu)
+
+    def depthwise_bn(self, x: Array, depthwise: str, bn: str, stride: int = 1) -> Array:
+        if "depthwise_bn" in self.functions:
+            return self.fused("depthwise_bn", x, depthwise, bn, relu=False, stride=stride)
+        return super().depthwise_bn(x, depthwise, bn, stride)
+
+    def fused(self, op: str, x: Array, conv: str, bn: str, **settings: Any) -> Any:
+        running = self.param(f"{bn}.running_mean"), self.param(f"{bn}.running_var")
+        names = (f"{conv}.weight", f"{bn}.weight", f"{bn}.bias")
+        z = self.run(op, (x,), names, used=None if self.training else running, **settings)
+        if self.training:
+            batchnorm.check(z, self.param(names[1]), self.param(names[2]), *running)
+            move(running, (z.mean, z.var), z.size // z.shape[-1])
+        return z
 
     def batchnorm(self, x: Array, name: str, relu: bool = False) -> Array:
         running = self.param(f"{name}.running_mean"), self.param(f"{name}.running_var")
         used = running
         if self.training:
             batchnorm.check(x, self.param(f"{name}.weight"), self.param(f"{name}.bias"), *running)
-            used = mean, var = self.statistics(x)
-            count = x.size // x.shape[-1]
-            for average, now in zip(running, (mean, var * (count / max(count - 1, 1))), strict=True):  # the unbiased variance
-                average += BN_MOMENTUM * (now - average)
+            used = self.statistics(x)
+            move(running, used, x.size // x.shape[-1])
         settings = {"mean": used[0], "var": used[1], "training": self.training, "relu": relu}
         return self.run("batchnorm", (x,), (f"{name}.weight", f"{name}.bias"), **settings)
 
@@ -75,6 +89,11 @@ class Arrays(Ops[Array]):
     def shuffle(self, x: Array, groups: int) -> Array:
         return self.run("shuffle", (x,), groups=groups)
 
+    def concat_shuffle(self, a: Array, b: Array, groups: int) -> Array:
+        if "concat_shuffle" in self.functions:
+            return self.run("concat_shuffle", (a, b), groups=groups)
+        return super().concat_shuffle(a, b, groups)
+
     def add(self, a: Array, b: Array) -> Array:
         return self.run("add", (a, b))
 
@@ -83,3 +102,10 @@ class Arrays(Ops[Array]):
 
     def linear(self, x: Array, name: str, out: int, bias: bool = True) -> Array:
         return self.run("linear", (x,), (f"{name}.weight", f"{name}.bias") if bias else (f"{name}.weight",))
+
+
+def move(running: tuple[Array, Array], now: tuple[Array, Array], count: int) -> None:
+    """The running mean and variance a little towards those of a batch of so many pixels, in place; the variance without bias."""
+    mean, var = now
+    for average, value in zip(running, (mean, var * (count / max(count - 1, 1))), strict=True):
+        average += BN_MOMENTUM * (value - average)

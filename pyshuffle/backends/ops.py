@@ -71,3 +71,7 @@ class Ops(Protocol[T]):
     def depthwise_bn(self, x: T, depthwise: str, bn: str, stride: int = 1) -> T:
         """Depthwise convolution and batch normalisation."""
         return self.batchnorm(self.depthwise(x, depthwise, stride), bn)
+
+    def concat_shuffle(self, a: T, b: T, groups: int) -> T:
+        """Concatenation and shuffle."""
+        return self.shuffle(self.concat(a, b), groups)

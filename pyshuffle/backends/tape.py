@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..ops.reading import Normalised
 from ..types import Array, Params
 from .arrays import Arrays
 
@@ -32,6 +33,8 @@ class Tape(Arrays):
 
     def run(self, op: str, inputs: tuple[Array, ...], names: tuple[str, ...] = (), **settings: Any) -> Any:
         y = super().run(op, inputs, names, **settings)
+        if isinstance(y, Normalised):
+            settings["z"] = y  # its gradient wants to know what was made
         self.records.append(Record(op, inputs, names, settings, y if isinstance(y, tuple) else (y,)))
         return y
 
@@ -50,7 +53,7 @@ class Tape(Arrays):
             if all(d is None for d in arrived):
                 continue  # nothing that y depends on
             douts = [np.zeros_like(made) if d is None else d for made, d in zip(outputs, arrived, strict=True)]
-            if op == "conv" and id(inputs[0]) not in followed:
+            if op in ("conv", "conv_bn") and id(inputs[0]) not in followed:
                 settings = {**settings, "need_dx": False}  # the first layer: the gradient by the image is costly, and dropped
             sent = self.functions[op][1](*douts, *inputs, *map(self.param, names), **settings)
             for name, d in zip(names, sent[len(inputs) :], strict=True):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import wraps
 
 from llvmlite import ir
 
-from .machine import FLOAT
+from .machine import FLOAT, Machine
 
 I32, I64, F32, VOID = ir.IntType(32), ir.IntType(64), ir.FloatType(), ir.VoidType()
 
@@ -15,12 +16,12 @@ I32, I64, F32, VOID = ir.IntType(32), ir.IntType(64), ir.FloatType(), ir.VoidTyp
 class Emitter:
     """An LLVM instruction builder that knows vectors of the machine's width."""
 
-    def __init__(self, function: ir.Function, lanes: int) -> None:
+    def __init__(self, function: ir.Function, machine: Machine) -> None:
         self.module = function.module
         self.build = ir.IRBuilder(function.append_basic_block("entry"))
-        self.lanes = lanes
-        self.vector = ir.VectorType(F32, lanes)
-        self.size = lanes * FLOAT
+        self.machine, self.lanes = machine, machine.lanes
+        self.vector = ir.VectorType(F32, self.lanes)
+        self.size = self.lanes * FLOAT
 
     def load(self, address: ir.Value, kind: ir.Type, offset: int = 0) -> ir.Value:
         """What lies `offset` bytes behind the address. Vectors need no alignment."""
@@ -69,6 +70,12 @@ class Emitter:
         kind = ir.FunctionType(I64, [I64])
         return self.build.asm(kind, "", "=r,0", [self.build.add(address, by)], side_effect=False)
 
+    def neighbours(self, column: ir.Value, pixel: ir.Value, last: ir.Value) -> list[ir.Value]:
+        """Where the pixel before, this one and the one behind lie in a row, the last of which lies at `last`; outside: this one."""
+        inside = self.build.icmp_unsigned("<", column, last)
+        before = self.build.select(self.build.icmp_unsigned("!=", column, I64(0)), self.build.sub(column, pixel), column)
+        return [before, column, self.build.select(inside, self.build.add(column, pixel), column)]
+
     def call(self, name: str, result: ir.Type, *arguments: ir.Value) -> ir.Value:
         """An instruction that LLVM spells as a function."""
         function = self.module.globals.get(name)
@@ -107,3 +114,31 @@ class Emitter:
             for phi, value in zip(merged, values, strict=True):
                 phi.add_incoming(value, block)
         return merged
+
+
+Arguments = dict[str, ir.Value]
+
+
+def tile(arguments: str) -> Callable[[Callable[..., None]], Callable[..., ir.Function]]:
+    """A tile whose arguments have these names: `low` and `share` are floats, the others whole numbers or addresses."""
+    names = arguments.split()
+
+    def decorate(body: Callable[..., None]) -> Callable[..., ir.Function]:
+        @wraps(body)
+        def emit(module: ir.Module, machine: Machine, **shape: int) -> ir.Function:
+            """The tile as a function of the module. It is not inlined: a tile wants all registers for itself."""
+            name = "_".join((body.__name__, *map(str, shape.values())))
+            function = module.globals.get(name)
+            if function is None:
+                kinds = [F32 if argument in ("low", "share") else I64 for argument in names]
+                function = ir.Function(module, ir.FunctionType(VOID, kinds), name)
+                function.linkage = "internal"
+                function.attributes.add("noinline")
+                e = Emitter(function, machine)
+                body(e, dict(zip(names, function.args, strict=True)), **shape)
+                e.build.ret_void()
+            return function
+
+        return emit
+
+    return decorate

@@ -11,17 +11,18 @@ from numba.extending import intrinsic
 
 from .emitter import I64
 from .machine import machine
-from .tiles import average, dense, emit, maximum, peak, slope, window
+from .tiles import average, dense, maximum, peak, window
+from .training_tiles import covary, differentiate, maximum_slope, measure, normalise, slope
 
 
-def _call(context: Any, builder: ir.IRBuilder, kind: Callable[..., None], arguments: ir.Value, **shape: int) -> Any:
-    function = emit(builder.module, kind, machine(), **shape)
+def _call(context: Any, builder: ir.IRBuilder, kind: Callable[..., Any], arguments: ir.Value, **shape: int) -> Any:
+    function = kind(builder.module, machine(), **shape)
     builder.call(function, [builder.extract_value(arguments, i) for i in range(len(function.args))])
     return context.get_dummy_value()
 
 
 def _call_one(
-    context: Any, builder: ir.IRBuilder, kind: Callable[..., None], values: list[ir.Value], shapes: dict[int, dict[str, int]]
+    context: Any, builder: ir.IRBuilder, kind: Callable[..., Any], values: list[ir.Value], shapes: dict[int, dict[str, int]]
 ) -> Any:
     """Call the tile whose number is the first of the values, on the arguments that are the second."""
     done = builder.append_basic_block("done")
@@ -70,19 +71,29 @@ def slope_tile(_typing: Any, stride: Any, arguments: Any) -> Any:
     return types.void(types.int64, arguments), generate
 
 
-@intrinsic
-def maximum_tile(_typing: Any, arguments: Any) -> Any:
-    """`maximum` on a tuple of its arguments."""
-    return types.void(arguments), lambda context, builder, _, values: _call(context, builder, maximum, values[0])
+def _one(kind: Callable[..., Any]) -> Any:
+    """The intrinsic that calls the one tile of a kind."""
+
+    def typed(_typing: Any, arguments: Any) -> Any:
+        return types.void(arguments), lambda context, builder, _, values: _call(context, builder, kind, values[0])
+
+    typed.__name__ = f"{kind.__name__}_tile"
+    return intrinsic(typed)
 
 
-@intrinsic
-def average_tile(_typing: Any, arguments: Any) -> Any:
-    """`average` on a tuple of its arguments."""
-    return types.void(arguments), lambda context, builder, _, values: _call(context, builder, average, values[0])
+def _some(kind: Callable[..., Any]) -> Any:
+    """The intrinsic that calls the tile of a kind for as many vectors as its first argument says."""
+
+    def typed(_typing: Any, number: Any, arguments: Any) -> Any:
+        shapes = {v: {"vectors": v} for v in machine().heights}
+        return types.void(types.int64, arguments), lambda context, builder, _, values: _call_one(
+            context, builder, kind, values, shapes
+        )
+
+    typed.__name__ = f"{kind.__name__}_tile"
+    return intrinsic(typed)
 
 
-@intrinsic
-def peak_tile(_typing: Any, arguments: Any) -> Any:
-    """`peak` on a tuple of its arguments."""
-    return types.void(arguments), lambda context, builder, _, values: _call(context, builder, peak, values[0])
+maximum_tile, average_tile, peak_tile = _one(maximum), _one(average), _one(peak)
+maximum_slope_tile, measure_tile, covary_tile = _one(maximum_slope), _one(measure), _one(covary)
+normalise_tile, differentiate_tile = _some(normalise), _some(differentiate)

@@ -15,31 +15,27 @@ A tile may be as large as there are registers: the sums, one row of weights and 
 compiler spills sums to the stack in the innermost loop; tests/test_tiles.py reads the assembly and fails if it does.
 
 A loop written in Python cannot say "keep these in registers", so the tiles are emitted as LLVM instructions, by the functions below:
-`dense` for every convolution that mixes channels and for the linear layer, `window` for depthwise 3x3 and average pooling, `slope`
-for the gradient of a depthwise filter, `maximum` for max-pooling, `average` for the mean of a map. LLVM translates them for whatever
-processor it finds; `Machine` says how many lanes and registers that one has. All addresses, strides and offsets are in bytes.
+`dense` for every convolution that mixes channels and for the linear layer, `window` for depthwise 3x3 and average pooling, `maximum`
+for max-pooling, `average` for the mean of a map; what training needs besides is in training_tiles.py. LLVM translates them for
+whatever processor it finds; `Machine` says how many lanes and registers it has. All addresses, strides and offsets are in bytes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from llvmlite import ir
 
-from .emitter import F32, I64, VOID, Emitter
-from .machine import LINE, Machine
+from .emitter import F32, I64, Arguments, Emitter, tile
+from .machine import LINE
 
 FAR = 8192  # bytes from weights that are used once to those that are fetched meanwhile: memory is that far away
 PEAK_SUMS = 12  # independent sums that keep any processor busy, and that fit into its registers
 
 
-DENSE = (
+@tile(
     "first last source source_pixels offsets count weights bias target target_pixels columns "
     "residual residual_pixels residual_columns low"
-).split()
-
-
-def dense(function: ir.Function, machine: Machine, vectors: int, pixels: int) -> None:
+)
+def dense(e: Emitter, given: Arguments, vectors: int, pixels: int) -> None:
     """out[m, n] = max(low, bias[n] + residual[m, n] + sum_k a[m, k] * w[k, n]) for pixels first to last of a panel of channels n.
 
     a[m, k] lies at source + source_pixels[m] + offsets[k]. The table of offsets makes this one tile serve every layer: a 1x1
@@ -47,9 +43,7 @@ def dense(function: ir.Function, machine: Machine, vectors: int, pixels: int) ->
     its 9 C taps. Where the pixels do not fill the last tile, it is moved back and computes some of them, or of those before the
     first, a second time: `last` is at least a tile's. A residual at address 0 is none.
     """
-    e = Emitter(function, machine.lanes)
-    given = dict(zip(DENSE, function.args, strict=True))
-    tile = [(p, v) for p in range(pixels) for v in range(vectors)]
+    cells = [(p, v) for p in range(pixels) for v in range(vectors)]
     panel = e.build.mul(given["count"], I64(vectors * e.size))
     tiles = e.build.udiv(e.build.add(e.build.sub(given["last"], given["first"]), I64(pixels - 1)), I64(pixels))
     end = e.build.sub(given["last"], I64(pixels))
@@ -64,13 +58,13 @@ def dense(function: ir.Function, machine: Machine, vectors: int, pixels: int) ->
         def residual() -> list[ir.Value]:
             columns = [e.entry(given["residual_columns"], v) for v in range(vectors)]
             places = [e.build.add(given["residual"], e.entry(residual_pixels, p)) for p in range(pixels)]
-            return [e.build.fadd(bias[v], e.load(e.build.add(places[p], columns[v]), e.vector)) for p, v in tile]
+            return [e.build.fadd(bias[v], e.load(e.build.add(places[p], columns[v]), e.vector)) for p, v in cells]
 
         sums = e.choose(e.build.icmp_unsigned("!=", given["residual"], I64(0)), residual, lambda: bias * pixels)
         # While it computes, it fetches weights that come next: a part of the next panel, or those a little further on.
         part = e.build.mul(e.build.urem(number, I64(vectors)), e.build.mul(given["count"], I64(LINE)))
         ahead = e.build.add(given["weights"], e.build.add(panel, part) if pixels > 1 else I64(FAR))
-        spare = machine.registers - len(tile) - 1  # registers that sums and activation leave for weights
+        spare = e.machine.registers - len(cells) - 1  # registers that sums and activation leave for weights
         with e.loop(given["count"], [given["offsets"], given["weights"], ahead, *sums]) as (now, following):
             table, weights, line, *sums = now
             following += [e.build.add(table, I64(4)), e.build.add(weights, I64(vectors * e.size))]
@@ -78,7 +72,7 @@ def dense(function: ir.Function, machine: Machine, vectors: int, pixels: int) ->
             offset, w = e.entry(table, 0), e.vectors(weights, min(vectors, spare))
             for part in range(0, LINE if pixels > 1 else vectors * e.size, LINE):
                 e.prefetch(e.build.add(line, I64(part)))
-            for p, v in tile:
+            for p, v in cells:
                 if v == 0:
                     a = e.everywhere(e.load(e.build.add(rows[p], offset), F32))
                 if v == spare:  # one register too few: this vector stays in memory, and is loaded anew for each pixel
@@ -88,22 +82,17 @@ def dense(function: ir.Function, machine: Machine, vectors: int, pixels: int) ->
         bound = e.everywhere(given["low"])
         columns = [e.entry(given["columns"], v) for v in range(vectors)]
         outs = [e.build.add(given["target"], e.entry(target_pixels, p)) for p in range(pixels)]
-        for (p, v), total in zip(tile, following[3:], strict=True):
+        for (p, v), total in zip(cells, following[3:], strict=True):
             e.store(e.larger(bound, total), e.build.add(outs[p], columns[v]))
-    e.build.ret_void()
 
 
-WINDOW = "source source_row source_pixel weights bias target target_row target_pixel rows width low".split()
-
-
-def window(function: ir.Function, machine: Machine, stride: int, pixels: int) -> None:
+@tile("source source_row source_pixel weights bias target target_row target_pixel rows width low")
+def window(e: Emitter, given: Arguments, stride: int, pixels: int) -> None:
     """out[i, j] = max(low, bias + sum_{u, v} x[s i + u, s j + v] * w[u, v]) for one vector of channels and some rows of pixels.
 
     The nine weights stay in registers, and an input is loaded once for all the pixels of the tile in whose windows it lies. The last
     pixels of a row are computed twice where they do not fill a tile.
     """
-    e = Emitter(function, machine.lanes)
-    given = dict(zip(WINDOW, function.args, strict=True))
     w, bound = e.vectors(given["weights"], 9), e.everywhere(given["low"])
     last = e.build.sub(given["width"], I64(pixels))
     tiles = e.build.udiv(e.build.add(given["width"], I64(pixels - 1)), I64(pixels))
@@ -130,102 +119,41 @@ def window(function: ir.Function, machine: Machine, stride: int, pixels: int) ->
             e.build.add(source_row, e.build.mul(given["source_row"], I64(stride))),
             e.build.add(target_row, given["target_row"]),
         ]
-    e.build.ret_void()
 
 
-SLOPE = "source source_row source_pixel gradient gradient_row gradient_pixel rows width target".split()
-
-
-def slope(function: ir.Function, machine: Machine, stride: int) -> None:
-    """dw[u, v] += sum_{i, j} x[s i + u, s j + v] * dy[i, j] for one vector of channels: the gradient of `window` by its weights."""
-    e = Emitter(function, machine.lanes)
-    given = dict(zip(SLOPE, function.args, strict=True))
-    sums = e.vectors(given["target"], 9)
-    with e.loop(given["rows"], [given["source"], given["gradient"], *sums]) as ((source, gradient, *sums), below):
-        with e.loop(given["width"], [source, gradient, *sums]) as ((begin, out, *sums), following):
-            following += [e.build.add(begin, e.build.mul(given["source_pixel"], I64(stride)))]
-            following += [e.build.add(out, given["gradient_pixel"])]
-            d = e.load(out, e.vector)
-            for u in range(3):
-                x = begin
-                for v in range(3):
-                    following.append(e.multiply_add(e.load(x, e.vector), d, sums[3 * u + v]))
-                    x = e.build.add(x, given["source_pixel"])
-                begin = e.build.add(begin, given["source_row"])
-        below += [
-            e.build.add(source, e.build.mul(given["source_row"], I64(stride))),
-            e.build.add(gradient, given["gradient_row"]),
-        ]
-        below += following[2:]
-    for place, total in enumerate(below[2:]):
-        e.store(total, e.build.add(given["target"], I64(place * e.size)))
-    e.build.ret_void()
-
-
-MAXIMUM = "row0 row1 row2 pixel last target target_pixel count".split()
-
-
-def maximum(function: ir.Function, machine: Machine) -> None:
+@tile("row0 row1 row2 pixel last target target_pixel count")
+def maximum(e: Emitter, given: Arguments) -> None:
     """out[j] = max_{u, v} x[u, 2j + v - 1] on one vector of channels, for a row of `count` pixels j.
 
     row0, row1, row2: the rows x[0], x[1], x[2], of pixels of the given size up to `last`. A pixel outside the image is replaced by
     its neighbour inside, which is in the window as well; the caller does so for rows.
     """
-    e = Emitter(function, machine.lanes)
-    given = dict(zip(MAXIMUM, function.args, strict=True))
     with e.loop(given["count"], [I64(0), given["target"]]) as ((column, target), following):
-        inside = e.build.icmp_unsigned("<", column, given["last"])
-        before = e.build.select(e.build.icmp_unsigned("!=", column, I64(0)), e.build.sub(column, given["pixel"]), column)
-        behind = e.build.select(inside, e.build.add(column, given["pixel"]), column)
-        pixels = [e.load(e.build.add(given[f"row{u}"], x), e.vector) for u in range(3) for x in (before, column, behind)]
+        columns = e.neighbours(column, given["pixel"], given["last"])
+        pixels = [e.load(e.build.add(given[f"row{u}"], x), e.vector) for u in range(3) for x in columns]
         largest = pixels[0]
         for pixel in pixels[1:]:
             largest = e.larger(largest, pixel)
         e.store(largest, target)
         following += [e.step(e.step(column, given["pixel"]), given["pixel"]), e.build.add(target, given["target_pixel"])]
-    e.build.ret_void()
 
 
-AVERAGE = "source source_row source_pixel rows width share target".split()
-
-
-def average(function: ir.Function, machine: Machine) -> None:
+@tile("source source_row source_pixel rows width share target")
+def average(e: Emitter, given: Arguments) -> None:
     """out = share * sum_{i, j} x[i, j] for one vector of channels."""
-    e = Emitter(function, machine.lanes)
-    given = dict(zip(AVERAGE, function.args, strict=True))
     with e.loop(given["rows"], [given["source"], ir.Constant(e.vector, [0.0] * e.lanes)]) as ((row, total), below):
         with e.loop(given["width"], [row, total]) as ((pixel, partial), following):
             following += [e.build.add(pixel, given["source_pixel"]), e.build.fadd(partial, e.load(pixel, e.vector))]
         below += [e.build.add(row, given["source_row"]), following[1]]
     e.store(e.build.fmul(below[1], e.everywhere(given["share"])), given["target"])
-    e.build.ret_void()
 
 
-PEAK = "count target".split()
-
-
-def peak(function: ir.Function, machine: Machine) -> None:
+@tile("count target")
+def peak(e: Emitter, given: Arguments) -> None:
     """`count` rounds of independent multiply-adds and nothing else: the most that the processor can do."""
-    e = Emitter(function, machine.lanes)
-    given = dict(zip(PEAK, function.args, strict=True))
     a, *sums = e.vectors(given["target"], 1 + PEAK_SUMS)
     with e.loop(given["count"], sums) as (sums, following):
         following += [e.multiply_add(total, a, a) for total in sums]
     for total in following:
         a = e.build.fadd(a, total)
     e.store(a, given["target"])
-    e.build.ret_void()
-
-
-def emit(module: ir.Module, kind: Callable[..., None], machine: Machine, **shape: int) -> ir.Function:
-    """The tile of that kind and shape as a function of the module. It is not inlined: a tile wants all registers for itself."""
-    name = "_".join((kind.__name__, *map(str, shape.values())))
-    function = module.globals.get(name)
-    if function is None:
-        arguments = {dense: DENSE, window: WINDOW, slope: SLOPE, maximum: MAXIMUM, average: AVERAGE, peak: PEAK}[kind]
-        kinds = [F32 if argument in ("low", "share") else I64 for argument in arguments]
-        function = ir.Function(module, ir.FunctionType(VOID, kinds), name)
-        function.linkage = "internal"
-        function.attributes.add("noinline")
-        kind(function, machine, **shape)
-    return function

@@ -105,8 +105,7 @@ class ShuffleNetV2(Net):
         return ops.conv_bn(x, f"{name}.branch2.5", f"{name}.branch2.6", out)
 
     def join(self, ops: Ops[T], left: T, right: T) -> T:
-        x = ops.concat(left, right)
-        return ops.shuffle(x, 2) if self.order == "paper" else x
+        return ops.concat_shuffle(left, right, 2) if self.order == "paper" else ops.concat(left, right)
 
     @property
     def published(self) -> Published:

@@ -2,7 +2,7 @@
     xhat = (x - mean) / sqrt(var + eps)        y = gamma xhat + beta        (used after every convolution: V1, figure 2; V2, figure 3)
 x (..., C), gamma, beta, mean, var (C,) -> y (..., C). In training mean and var are the batch's own, `statistics(x)` (var is the
 mean square, divided by P = all pixels of all images); in inference they are the running averages that training has kept.
-With `relu` it is max(y, 0), in the same pass over memory; the gradient then computes anew where y > 0, and y need not be kept.
+With `relu` it is max(y, 0), and the gradient computes anew where y > 0. How either is computed is in reading.py.
 
 The gradients, sums over all pixels:
     dbeta = sum dy        dgamma = sum dy xhat
@@ -13,12 +13,16 @@ The gradients, sums over all pixels:
 import numpy as np
 from numba import prange
 
+from ..engine.intrinsics import covary_tile
+from ..engine.machine import FLOAT, machine
 from ..errors import ShapeError
 from ..types import Array
 from .check import EPS, check_gradient, require_float32
 from .jit import BLOCKS, kernel, rows
+from .moments import CHUNK, measure, merged
+from .reading import GRADIENT, Normalised, Source, computed, cuts
 
-CHUNK = 128  # pixels whose sums may be kept in float32, before they are added up in float64
+LANES = machine().lanes
 
 
 def forward_reference(
@@ -53,67 +57,44 @@ def statistics_reference(x: Array) -> tuple[Array, Array]:
 
 
 @kernel
-def _forward(x, mean, scale, beta, relu, y):  # x, y (P, C), the rest (C,)
-    low = np.float32(0) if relu else np.float32(-np.inf)
-    for p in prange(len(x)):
-        for c in range(x.shape[1]):
-            value = (x[p, c] - mean[c]) * scale[c] + beta[c]
-            y[p, c] = low if value < low else value  # NaN stays NaN
+def _backward_sums(dy, source, parts):  # parts (BLOCKS, 2, C), float64: sum dy and sum dy (x - mean)
+    x, constants, low = source.x, source.constants, source.low
+    channels, row = x.shape[1], x.shape[1] * FLOAT
+    for part in prange(len(parts)):
+        total, product = np.empty(channels, np.float32), np.empty(channels, np.float32)
+        parts[part] = 0
+        last = (part + 1) * len(x) // len(parts)
+        for begin in range(part * len(x) // len(parts), last, CHUNK):
+            end = min(begin + CHUNK, last)
+            if channels < LANES:
+                total[:], product[:] = 0, 0
+                for p in range(begin, end):
+                    for c in range(channels):
+                        above = x[p, c] - constants[0, c]
+                        d = dy[p, c] if above * constants[1, c] + constants[2, c] > low else np.float32(0)
+                        total[c] += d
+                        product[c] += d * above
+            for v in range(-(-channels // LANES) if channels >= LANES else 0):
+                start = min(v * LANES, channels - LANES) * FLOAT
+                covary_tile(
+                    (x.ctypes.data + start + begin * row, row, dy.ctypes.data + start + begin * row, row,
+                     constants.ctypes.data + start, row, end - begin, total.ctypes.data + start, product.ctypes.data + start, low)
+                )  # fmt: skip
+            parts[part, 0] += total
+            parts[part, 1] += product
 
 
 @kernel
-def _backward_sums(dy, x, mean, scale, beta, relu, parts):  # parts (BLOCKS, 2, C), float64: sum dy and sum dy (x - mean)
-    for block in prange(len(parts)):
-        total, product = np.empty((2, x.shape[1]), np.float32)
-        parts[block] = 0
-        last = (block + 1) * len(x) // len(parts)
-        for begin in range(block * len(x) // len(parts), last, CHUNK):
-            total[:] = 0
-            product[:] = 0
-            for p in range(begin, min(begin + CHUNK, last)):
-                for c in range(x.shape[1]):
-                    above = x[p, c] - mean[c]
-                    d = dy[p, c] if not relu or above * scale[c] + beta[c] > 0 else np.float32(0)
-                    total[c] += d
-                    product[c] += d * above
-            parts[block, 0] += total
-            parts[block, 1] += product
-
-
-@kernel
-def _backward_x(dy, x, mean, scale, beta, relu, slope, offset, dx):  # dx = scale dy + slope (x - mean) + offset
-    for p in prange(len(x)):
-        for c in range(x.shape[1]):
-            above = x[p, c] - mean[c]
-            d = dy[p, c] if not relu or above * scale[c] + beta[c] > 0 else np.float32(0)
-            dx[p, c] = scale[c] * d + slope[c] * above + offset[c]
-
-
-@kernel
-def _statistics(x, near, parts):  # parts (BLOCKS, 2, C), float64: sum x - near and sum (x - near)^2
-    for block in prange(len(parts)):
-        total, square = np.empty((2, x.shape[1]), np.float32)
-        parts[block] = 0
-        last = (block + 1) * len(x) // len(parts)
-        for begin in range(block * len(x) // len(parts), last, CHUNK):
-            total[:] = 0
-            square[:] = 0
-            for p in range(begin, min(begin + CHUNK, last)):
-                for c in range(x.shape[1]):
-                    d = x[p, c] - near[c]
-                    total[c] += d
-                    square[c] += d * d
-            parts[block, 0] += total
-            parts[block, 1] += square
+def _statistics(x, cuts, moments):  # moments (B, 3, C) of the rows between two cuts
+    for b in prange(len(moments)):
+        measure(x, cuts[b], cuts[b + 1], moments[b])
 
 
 def forward(x: Array, gamma: Array, beta: Array, mean: Array, var: Array, training: bool = False, relu: bool = False) -> Array:
     """x (..., C), the rest (C,), float32 -> y (..., C), or max(y, 0). Raises ShapeError."""
     check(x, gamma, beta, mean, var)
     require_float32(x, gamma, beta, mean, var)
-    y = np.empty(x.shape, np.float32)
-    _forward(rows(x), mean, gamma / np.sqrt(var + np.float32(EPS)), beta, relu, rows(y))
-    return y
+    return np.asarray(Normalised(x, mean, var, gamma, beta, relu))
 
 
 def backward(
@@ -122,29 +103,30 @@ def backward(
     """dy (..., C), float32 -> dx (..., C), dgamma, dbeta (C,). Raises ShapeError."""
     check(x, gamma, beta, mean, var, dy)
     require_float32(dy, x, gamma, beta, mean, var)
-    pixels, channels, scale = rows(x), x.shape[-1], gamma / np.sqrt(var + np.float32(EPS))
-    parts = np.empty((BLOCKS, 2, channels))
-    _backward_sums(rows(dy), pixels, mean, scale, beta, relu, parts)
+    dx, dgamma, dbeta = gradient(dy, Normalised(x, mean, var, gamma, beta, relu), training)
+    return computed(dx).reshape(x.shape), dgamma, dbeta
+
+
+def gradient(dy: Array, y: Normalised, training: bool) -> tuple[Source, Array, Array]:
+    """dy like y -> the gradient by what y normalises, to be computed where it is read; dgamma, dbeta (C,)."""
+    x = y.source()
+    parts = np.empty((BLOCKS, 2, y.shape[-1]))
+    _backward_sums(rows(dy), x, parts)
     dbeta, covariance = parts.sum(axis=0)
-    inverse = 1 / np.sqrt(var + EPS)  # float64 from here on: a handful of numbers a channel
+    inverse = 1 / np.sqrt(y.var + EPS)  # float64 from here on: a handful of numbers a channel
     dgamma = covariance * inverse
-    slope = offset = np.zeros(channels)
     if training:
-        slope, offset = -gamma * inverse**2 * dgamma / len(pixels), -gamma * inverse * dbeta / len(pixels)
-    dx = np.empty(x.shape, np.float32)
-    _backward_x(rows(dy), pixels, mean, scale, beta, relu, slope.astype(np.float32), offset.astype(np.float32), rows(dx))
-    return dx, dgamma.astype(np.float32), dbeta.astype(np.float32)
+        x.constants[3:] = -y.gamma * inverse**2 * dgamma / len(x.x), -y.gamma * inverse * dbeta / len(x.x)
+    return x._replace(kind=GRADIENT, dz=rows(dy)), dgamma.astype(np.float32), dbeta.astype(np.float32)
 
 
 def statistics(x: Array) -> tuple[Array, Array]:
     """x (..., C), float32 -> the batch's mean and biased variance, both (C,). Raises ShapeError."""
     require_float32(x)
-    pixels = rows(x)
-    near = pixels[len(pixels) // 2]  # some value of each channel: what is summed is smaller, and cancels less
-    parts = np.empty((BLOCKS, 2, x.shape[-1]))
-    _statistics(pixels, near, parts)
-    mean, square = parts.sum(axis=0) / len(pixels)
-    return (near + mean).astype(np.float32), np.maximum(square - mean**2, 0).astype(np.float32)
+    ends = cuts(x.size // x.shape[-1])
+    moments = np.empty((len(ends) - 1, 3, x.shape[-1]))
+    _statistics(rows(x), ends, moments)
+    return merged(moments, np.diff(ends))
 
 
 def check(x: Array, gamma: Array, beta: Array, mean: Array, var: Array, dy: Array | None = None) -> None:

@@ -1,14 +1,21 @@
 """What every operation asks of its arrays, and the errors that say so."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from ..errors import ShapeError
 from ..types import Array
 
+if TYPE_CHECKING:
+    from .reading import Map
+
 EPS = 1e-5  # added to the variance by every batch normalisation
 
 
-def check_map(x: Array, name: str = "x") -> None:
+def check_map(x: Map, name: str = "x") -> None:
     """Raises ShapeError unless x is a non-empty (N, H, W, C) array."""
     if x.ndim != 4 or 0 in x.shape:
         raise ShapeError(f"{name} has shape {x.shape}: a feature map (N, H, W, C) with no empty axis is needed")
@@ -31,7 +38,7 @@ def check_same(a: Array, b: Array) -> None:
         raise ShapeError(f"shapes {a.shape} and {b.shape} differ: they must be the same")
 
 
-def require_float32(*arrays: Array) -> None:
+def require_float32(*arrays: Map) -> None:
     """Raises ShapeError for arrays that the jitted kernels are not written for."""
     for array in arrays:
         if array.dtype != np.float32:

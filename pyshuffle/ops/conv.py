@@ -16,6 +16,7 @@ from ..types import Array
 from . import product
 from .check import check_gradient, check_map, out_size, require_float32
 from .jit import kernel
+from .reading import Map, Source, source, whole
 from .windows import fold, pad, windows
 
 
@@ -46,29 +47,39 @@ def by_group(array: Array, groups: int) -> Array:
 
 def forward(x: Array, w: Array, stride: int = 1, groups: int = 1) -> Array:
     """x (N, H, W, C), w (K, K, C/G, O) -> y (N, ceil(H/s), ceil(W/s), O), float32. Raises ShapeError."""
-    shape = check(x, w, stride, groups)
-    require_float32(x, w)
-    x, view = viewed(x, len(w), stride, shape, product.ROWS)
-    return product.multiply(x, view, w.reshape(-1, *w.shape[2:]), groups, shape)
+    return measured(x, w, stride, groups, False)[0]
 
 
 def backward(dy: Array, x: Array, w: Array, stride: int = 1, groups: int = 1, need_dx: bool = True) -> tuple[Array | None, Array]:
     """dy (N, ceil(H/s), ceil(W/s), O) -> dx like x (None if not needed), dw like w, float32. Raises ShapeError."""
-    shape = check(x, w, stride, groups, dy)
-    require_float32(dy, x, w)
-    dy, size, inputs = np.ascontiguousarray(dy), len(w), w.shape[2]
-    padded, view = viewed(x, size, stride, shape, product.DEPTH)
-    dw = product.multiply_transposed(padded, view, dy, inputs, groups).reshape(w.shape)
-    if not need_dx:
-        return None, dw
-    transposed = by_group(w, groups).transpose(4, 3, 0, 1, 2)  # (O/G, G, K, K, C/G)
-    view = product.pixel_rows(dy.size // shape[3], shape[3], product.ROWS)
-    columns = groups * size * size * inputs
-    dpatches = product.multiply(dy, view, transposed.reshape(1, -1, columns), groups, (*shape[:3], columns))
-    if size == stride == 1:
-        return dpatches, dw
-    dpatches = dpatches.reshape(*shape[:3], groups, size, size, inputs)
-    return fold(np.moveaxis(dpatches, 3, 5).reshape(*shape[:3], size, size, -1), x.shape, stride), dw
+    check(x, w, stride, groups, dy)
+    require_float32(dy)
+    return backpropagated(source(dy), x, w, stride, groups, need_dx)
+
+
+def measured(x: Map, w: Array, stride: int = 1, groups: int = 1, wanted: bool = True) -> tuple[Array, tuple[Array, Array]]:
+    """y as `forward` has it and, if wanted, its moments in parts, with the rows in each. Raises ShapeError."""
+    shape = check(x, w, stride, groups)
+    require_float32(x, w)
+    rows, view = viewed(x, len(w), stride, shape)
+    y, moments = product.multiply(rows, view, w.reshape(-1, *w.shape[2:]), groups, wanted)
+    counts = np.minimum(len(view.rows), view.size - np.arange(len(view.blocks)) * len(view.rows))
+    return y.reshape(shape), (moments, counts)
+
+
+def backpropagated(
+    dy: Source, x: Map, w: Array, stride: int = 1, groups: int = 1, need_dx: bool = True
+) -> tuple[Array | None, Array]:
+    """dx and dw as `backward` has them. Raises ShapeError."""
+    shape = check(x, w, stride, groups)
+    require_float32(x, w)
+    rows, view = viewed(x, len(w), stride, shape)
+    dpatches, dw = product.backward(dy, rows, view, w.reshape(-1, *w.shape[2:]), groups, need_dx)
+    dw = dw.reshape(w.shape)
+    if dpatches is None or len(w) == stride == 1:
+        return dpatches if dpatches is None else dpatches.reshape(x.shape), dw
+    dpatches = dpatches.reshape(*shape[:3], groups, len(w), len(w), -1)
+    return fold(np.moveaxis(dpatches, 3, 5).reshape(*shape[:3], len(w), len(w), -1), x.shape, stride), dw
 
 
 @kernel
@@ -77,19 +88,19 @@ def _pad(x, padded):
         pad(x[n], 1, padded[n])
 
 
-def viewed(x: Array, size: int, stride: int, shape: tuple[int, int, int, int], rows: int) -> tuple[Array, product.View]:
-    """x as a matrix with a row for each pixel of y, and the array that it lies in: x, or x with a border of zeros."""
-    x = np.ascontiguousarray(x)
+def viewed(x: Map, size: int, stride: int, shape: tuple[int, int, int, int]) -> tuple[Source, product.View]:
+    """x as a matrix with a row for each pixel of y; in the array, or in it with a border of zeros."""
     if size == stride == 1:
-        return x, product.pixel_rows(x.size // x.shape[3], x.shape[3], rows)
+        return source(x), product.pixel_rows(x.size // x.shape[3], x.shape[3])
+    x = whole(x)
     if size > 1:
         padded = np.empty((len(x), x.shape[1] + 2, x.shape[2] + 2, x.shape[3]), np.float32)
         _pad(x, padded)
         x = padded
-    return x, product.window_rows(shape[:3], x.shape, size, stride)
+    return source(x), product.window_rows(shape[:3], x.shape, size, stride)
 
 
-def check(x: Array, w: Array, stride: int, groups: int, dy: Array | None = None) -> tuple[int, int, int, int]:
+def check(x: Map, w: Array, stride: int, groups: int, dy: Array | None = None) -> tuple[int, int, int, int]:
     """The shape of y. Raises ShapeError, naming the value and the rule."""
     check_map(x)
     if w.ndim != 4 or w.shape[0] != w.shape[1] or len(w) not in (1, 3) or 0 in w.shape:

@@ -8,6 +8,7 @@ The gradients:
 """
 
 import numpy as np
+import numpy.typing as npt
 from numba import prange
 
 from ..engine.intrinsics import slope_tile, window_tile
@@ -15,8 +16,10 @@ from ..engine.machine import FLOAT, machine
 from ..errors import ShapeError
 from ..types import Array
 from .check import check_gradient, check_map, out_size, require_float32
-from .jit import BLOCKS, kernel, require_jit
+from .jit import BLOCKS, helper, kernel, require_jit
+from .moments import measure
 from .product import vector_starts
+from .reading import Map, Source, block, source, widened
 from .windows import fold, pad, windows
 
 LANES, RUN, LEAST = machine().lanes, machine().run, np.float32(-np.inf)
@@ -36,80 +39,103 @@ def backward_reference(dy: Array, x: Array, w: Array, stride: int = 1) -> tuple[
 
 
 @kernel
-def _filter(x, spread, weights, starts, stride, y):  # weights (vectors, 9, LANES), starts: their first channels
+def _filter(x, height, width, weights, starts, stride, y, moments):
+    # weights (vectors, 9, LANES), starts: their first channels; moments (N, 3, C) or (0, 0, 0)
     images, rows, columns, channels = y.shape
-    pixel, bias = channels * FLOAT, np.zeros(LANES, np.float32)
+    bias, flat = np.zeros(LANES, np.float32), y.reshape(-1, channels)
     for n in prange(images):
         padded = np.empty((stride * (rows - 1) + 3, stride * (columns - 1) + 3, channels), np.float32)
-        pad(x[n], spread, padded)
-        for v in range(len(starts)):
-            source, out = padded.ctypes.data + starts[v] * FLOAT, y[n].ctypes.data + starts[v] * FLOAT
-            window_tile(
-                2 * stride + (columns < RUN),
-                (source, padded.shape[1] * pixel, pixel, weights[v].ctypes.data, bias.ctypes.data, out, columns * pixel, pixel,
-                 rows, columns, LEAST),
-            )  # fmt: skip
+        image = block(x, n * height * width, np.empty((height * width, channels), np.float32))
+        pad(image.reshape(height, width, channels), 1, padded)
+        filter_image(padded, weights, starts, stride, y[n], bias)
+        if len(moments):
+            measure(flat, n * rows * columns, (n + 1) * rows * columns, moments[n])
+
+
+@helper
+def filter_image(padded, weights, starts, stride, y, bias):
+    rows, columns, channels = y.shape
+    pixel = channels * FLOAT
+    for v in range(len(starts)):
+        window_tile(
+            2 * stride + (columns < RUN),
+            (padded.ctypes.data + starts[v] * FLOAT, padded.shape[1] * pixel, pixel, weights[v].ctypes.data, bias.ctypes.data,
+             y.ctypes.data + starts[v] * FLOAT, columns * pixel, pixel, rows, columns, LEAST),
+        )  # fmt: skip
 
 
 @kernel
-def _backward_w(dy, x, starts, stride, parts):  # parts (BLOCKS, vectors, 9, LANES): each block of images sums into its own
-    images, rows, columns, channels = dy.shape
-    pixel = channels * FLOAT
-    for block in prange(len(parts)):
-        parts[block] = 0
+def _backward(dy, x, rows, columns, turned, starts, stride, parts, dx):
+    # parts (BLOCKS or fewer, vectors, 9, LANES): each block of images sums its dw there; turned: the filter by half a circle
+    images, height, width, channels = dx.shape
+    pixel, bias = channels * FLOAT, np.zeros(LANES, np.float32)
+    for part in prange(len(parts)):
+        parts[part] = 0
+        dy_values = np.empty((rows * columns, channels), np.float32)
+        values = np.empty((height * width, channels), np.float32)
         padded = np.empty((stride * (rows - 1) + 3, stride * (columns - 1) + 3, channels), np.float32)
-        for n in range(block * images // len(parts), (block + 1) * images // len(parts)):
-            pad(x[n], 1, padded)
+        spread = np.empty((height + 2, width + 2, channels), np.float32)
+        for n in range(part * images // len(parts), (part + 1) * images // len(parts)):
+            d = block(dy, n * rows * columns, dy_values)
+            pad(block(x, n * height * width, values).reshape(height, width, channels), 1, padded)
             for v in range(len(starts)):
-                source, gradient = padded.ctypes.data + starts[v] * FLOAT, dy[n].ctypes.data + starts[v] * FLOAT
                 slope_tile(
                     stride,
-                    (source, padded.shape[1] * pixel, pixel, gradient, columns * pixel, pixel, rows, columns,
-                     parts[block, v].ctypes.data),
+                    (padded.ctypes.data + starts[v] * FLOAT, padded.shape[1] * pixel, pixel, d.ctypes.data + starts[v] * FLOAT,
+                     columns * pixel, pixel, rows, columns, parts[part, v].ctypes.data),
                 )  # fmt: skip
+            # The other way round: a window of pixels of dy, `stride` apart on the grid of x.
+            pad(d.reshape(rows, columns, channels), stride, spread)
+            filter_image(spread, turned, starts, 1, dx[n], bias)
 
 
 def forward(x: Array, w: Array, stride: int = 1) -> Array:
     """x (N, H, W, C), w (3, 3, C) -> y (N, ceil(H/s), ceil(W/s), C), float32. Raises ShapeError."""
-    shape = check(x, w, stride)
-    require_float32(x, w)
-    return filtered(x, 1, w, stride, shape)
+    return measured(x, w, stride, wanted=False)[0]
 
 
 def backward(dy: Array, x: Array, w: Array, stride: int = 1) -> tuple[Array, Array]:
     """dy (N, ceil(H/s), ceil(W/s), C) -> dx like x, dw like w, float32. Raises ShapeError."""
     check(x, w, stride, dy)
-    require_float32(dy, x, w)
+    require_float32(dy)
+    return backpropagated(source(dy), x, w, stride)
+
+
+def measured(x: Map, w: Array, stride: int = 1, wanted: bool = True) -> tuple[Array, tuple[Array, Array]]:
+    """y as `forward` has it and, if wanted, its moments in parts, with the rows in each. Raises ShapeError."""
+    shape = check(x, w, stride)
+    require_float32(x, w)
     require_jit()
-    channels, wide_dy, wide_x = x.shape[3], widened(dy), widened(x)
-    starts = vector_starts(wide_x.shape[3])
-    parts = np.empty((BLOCKS, len(starts), 9, LANES), np.float32)
-    _backward_w(wide_dy, wide_x, starts, stride, parts)
-    dw = np.empty((3, 3, wide_x.shape[3]), np.float32)
+    channels, filters, starts = shape[3], *by_vector(w)
+    y = np.empty((*shape[:3], max(channels, LANES)), np.float32)
+    moments = np.empty((len(x), 3, y.shape[3]) if wanted else (0, 0, 0))
+    _filter(widened(source(x)), *x.shape[1:3], filters, starts, stride, y, moments)
+    return np.ascontiguousarray(y[..., :channels]), (moments[..., :channels], np.full(len(x), shape[1] * shape[2]))
+
+
+def backpropagated(dy: Source, x: Map, w: Array, stride: int = 1) -> tuple[Array, Array]:
+    """dx and dw as `backward` has them. Raises ShapeError."""
+    shape = check(x, w, stride)
+    require_float32(x, w)
+    require_jit()
+    channels, turned, starts = shape[3], *by_vector(w[::-1, ::-1])
+    parts = np.empty((min(BLOCKS, len(x)), len(starts), 9, LANES), np.float32)
+    dx = np.empty((*x.shape[:3], max(channels, LANES)), np.float32)
+    _backward(widened(dy), widened(source(x)), *shape[1:3], turned, starts, stride, parts, dx)
+    dw = np.empty((3, 3, dx.shape[3]), np.float32)
     for start, total in zip(starts, parts.sum(axis=0), strict=True):
         dw[..., start : start + LANES] = total.reshape(3, 3, LANES)
-    # The other way round: a window of pixels of dy, `stride` apart on the grid of x, and the filter turned by half a circle.
-    return filtered(dy, stride, w[::-1, ::-1], 1, x.shape), np.ascontiguousarray(dw[..., :channels])
+    return np.ascontiguousarray(dx[..., :channels]), np.ascontiguousarray(dw[..., :channels])
 
 
-def filtered(x: Array, spread: int, w: Array, stride: int, shape: tuple[int, ...]) -> Array:
-    """y of the shape (N, I, J, C): the map x, its pixels `spread` apart with zeros between them and around, under the filter."""
-    require_jit()
-    channels, x, w = shape[3], widened(x), widened(w)
-    starts = vector_starts(w.shape[2])
-    weights = np.stack([w[..., start : start + LANES].reshape(9, LANES) for start in starts])
-    y = np.empty((*shape[:3], w.shape[2]), np.float32)
-    _filter(x, spread, weights, starts, stride, y)
-    return y if y.shape[3] == channels else np.ascontiguousarray(y[..., :channels])
+def by_vector(w: Array) -> tuple[Array, npt.NDArray[np.int64]]:
+    """w (3, 3, C) -> (vectors, 9, LANES), with zeros where there are not as many channels, and the first channel of each vector."""
+    w = np.pad(w.reshape(9, -1), ((0, 0), (0, max(0, LANES - w.shape[2]))))
+    starts = vector_starts(w.shape[1])
+    return np.stack([w[:, start : start + LANES] for start in starts]), starts
 
 
-def widened(array: Array) -> Array:
-    """An array (..., C), contiguous, with at least a vector's channels."""
-    short = LANES - array.shape[-1]
-    return np.ascontiguousarray(np.pad(array, [(0, 0)] * (array.ndim - 1) + [(0, short)]) if short > 0 else array)
-
-
-def check(x: Array, w: Array, stride: int, dy: Array | None = None) -> tuple[int, int, int, int]:
+def check(x: Map, w: Array, stride: int, dy: Array | None = None) -> tuple[int, int, int, int]:
     """The shape of y. Raises ShapeError, naming the value and the rule."""
     check_map(x)
     if w.shape != (3, 3, x.shape[3]):

@@ -10,10 +10,16 @@ The gradient of a maximum goes to the first pixel, in row order, that attains it
 import numpy as np
 from numba import prange
 
+from ..engine.intrinsics import maximum_slope_tile
+from ..engine.machine import FLOAT, machine
 from ..types import Array
 from .check import check_gradient, check_map, out_size, require_float32
-from .jit import kernel
+from .jit import helper, kernel
+from .product import vector_starts
+from .reading import Map, block, source, widened
 from .windows import fold, windows
+
+LANES = machine().lanes
 
 
 def max_reference(x: Array) -> Array:
@@ -56,40 +62,49 @@ def mean_backward_reference(dy: Array, x: Array) -> tuple[Array]:
     return (np.broadcast_to(dy[:, None, None] / (x.shape[1] * x.shape[2]), x.shape),)
 
 
-@kernel
-def _max(x, y):
-    _, height, width, channels = x.shape
-    images, rows, columns, _ = y.shape
-    for row in prange(images * rows):
-        n, i = row // rows, row % rows
-        y[n, i] = -np.inf
-        for h in range(max(2 * i - 1, 0), min(2 * i + 2, height)):
-            for j in range(columns):
-                for l in range(max(2 * j - 1, 0), min(2 * j + 2, width)):
-                    for c in range(channels):
-                        if x[n, h, l, c] > y[n, i, j, c] or np.isnan(x[n, h, l, c]):
-                            y[n, i, j, c] = x[n, h, l, c]
+@helper
+def larger(a, b):
+    return a if a > b or np.isnan(a) else b
 
 
 @kernel
-def _max_backward(dy, x, dx):
-    images, rows, columns, channels = dy.shape
-    _, height, width, _ = x.shape
-    for n in prange(images):  # windows overlap, so one thread owns a whole image
-        best, winner = np.empty(channels, np.float32), np.empty(channels, np.int32)
-        dx[n] = 0
+def _max(x, height, width, y):
+    images, rows, columns, channels = y.shape
+    for n in prange(images):
+        image = block(x, n * height * width, np.empty((height * width, channels), np.float32)).reshape(height, width * channels)
+        highest = np.empty(width * channels, np.float32)  # of three rows
         for i in range(rows):
+            highest[:] = image[2 * i]
+            for h in range(max(2 * i - 1, 0), min(2 * i + 2, height)):
+                row = image[h]
+                for k in range(width * channels):
+                    highest[k] = larger(row[k], highest[k])
             for j in range(columns):
-                best[:], winner[:] = -np.inf, -1
-                for h in range(max(2 * i - 1, 0), min(2 * i + 2, height)):
-                    for l in range(max(2 * j - 1, 0), min(2 * j + 2, width)):
-                        for c in range(channels):
-                            if winner[c] < 0 or x[n, h, l, c] > best[c] or (np.isnan(x[n, h, l, c]) and not np.isnan(best[c])):
-                                best[c], winner[c] = x[n, h, l, c], h * width + l
-                for h in range(max(2 * i - 1, 0), min(2 * i + 2, height)):
-                    for l in range(max(2 * j - 1, 0), min(2 * j + 2, width)):
-                        for c in range(channels):
-                            dx[n, h, l, c] += dy[n, i, j, c] if winner[c] == h * width + l else np.float32(0)
+                out, first = y[n, i, j], max(2 * j - 1, 0) * channels
+                out[:] = highest[first : first + channels]
+                for l in range(max(2 * j - 1, 0) + 1, min(2 * j + 2, width)):
+                    given = highest[l * channels :]
+                    for c in range(channels):
+                        out[c] = larger(given[c], out[c])
+
+
+@kernel
+def _max_backward(dy, x, starts, dx):
+    images, rows, columns, channels = dy.shape
+    _, height, width, _ = dx.shape
+    pixel, row = channels * FLOAT, width * channels * FLOAT
+    for n in prange(images):  # windows overlap, so one thread owns a whole image
+        image = block(x, n * height * width, np.empty((height * width, channels), np.float32))
+        slopes = dx[n].reshape(height * width, channels)
+        for start in starts:
+            slopes[:, start : start + LANES] = 0  # also what the vector before has written of these
+            at, apart = np.int64(image.ctypes.data + start * FLOAT), np.int64(slopes.ctypes.data) - np.int64(image.ctypes.data)
+            for i in range(rows):
+                above, middle, below = max(2 * i - 1, 0) * row, 2 * i * row, min(2 * i + 1, height - 1) * row
+                maximum_slope_tile(
+                    (at + above, at + middle, at + below, apart, pixel, row - pixel, dy[n, i].ctypes.data + start * FLOAT, pixel,
+                     columns)
+                )  # fmt: skip
 
 
 @kernel
@@ -131,23 +146,31 @@ def _mean(x, y):
                     y[n, c] += x[n, h, l, c] / (height * width)
 
 
-def maximum(x: Array) -> Array:
+def maximum(x: Map) -> Array:
     """x (N, H, W, C), float32 -> y (N, ceil(H/2), ceil(W/2), C). Raises ShapeError."""
-    return _pool(_max, x)
+    y = np.empty(pooled_shape(x), np.float32)
+    require_float32(x)
+    _max(source(x), *x.shape[1:3], y)
+    return y
 
 
-def max_backward(dy: Array, x: Array) -> tuple[Array]:
+def max_backward(dy: Array, x: Map) -> tuple[Array]:
     """dy (N, ceil(H/2), ceil(W/2), C), float32 -> dx like x. Raises ShapeError."""
     check_gradient(dy, pooled_shape(x))
     require_float32(dy, x)
-    dx = np.empty(x.shape, np.float32)
-    _max_backward(np.ascontiguousarray(dy), np.ascontiguousarray(x), dx)
-    return (dx,)
+    channels, given = x.shape[3], widened(source(x))
+    dy = widened(source(np.ascontiguousarray(dy))).x.reshape(*dy.shape[:3], -1)
+    dx = np.empty((*x.shape[:3], dy.shape[3]), np.float32)
+    _max_backward(dy, given, vector_starts(dy.shape[3]), dx)
+    return (np.ascontiguousarray(dx[..., :channels]),)
 
 
 def average(x: Array) -> Array:
     """x (N, H, W, C), float32 -> y (N, ceil(H/2), ceil(W/2), C). Raises ShapeError."""
-    return _pool(_average, x)
+    y = np.empty(pooled_shape(x), np.float32)
+    require_float32(x)
+    _average(np.ascontiguousarray(x), y)
+    return y
 
 
 def average_backward(dy: Array, x: Array) -> tuple[Array]:
@@ -171,14 +194,7 @@ def mean(x: Array) -> Array:
 mean_backward = mean_backward_reference  # a broadcast: there is nothing to compute
 
 
-def _pool(kernel, x: Array) -> Array:
-    y = np.empty(pooled_shape(x), np.float32)
-    require_float32(x)
-    kernel(np.ascontiguousarray(x), y)
-    return y
-
-
-def pooled_shape(x: Array) -> tuple[int, int, int, int]:
+def pooled_shape(x: Map) -> tuple[int, int, int, int]:
     """The shape of y. Raises ShapeError."""
     check_map(x)
     return x.shape[0], out_size(x.shape[1], 2), out_size(x.shape[2], 2), x.shape[3]

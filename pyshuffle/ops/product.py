@@ -21,14 +21,16 @@ from ..engine.intrinsics import dense_tile
 from ..engine.machine import FLOAT, machine
 from ..types import Array
 from .jit import BLOCKS, helper, kernel, require_jit
+from .moments import measure
+from .reading import PLAIN, Source, read, read_narrow, read_vectors
 
 LANES, HEIGHTS = machine().lanes, machine().heights
 MOST, TALL = max(HEIGHTS), max(HEIGHTS.values())
 HEIGHT = np.array([HEIGHTS.get(vectors, 0) for vectors in range(MOST + 1)])
 ROWS = 16 * TALL  # of x in a block: they stay in the nearest cache while all panels are computed
-DEPTH = 128  # rows of x that a tile of dw sums before it is stored
-PART = 2048  # rows of x, about, in a part of the sum over all of them; a part has a dw of its own, and there are at most BLOCKS
-NONE, LEAST = np.int64(0), np.float32(-np.inf)
+PART = 384  # rows of x, at least, in a part of the sum over all of them; a part has a dw of its own, and there are at most BLOCKS
+NONE, LEAST, ZEROS = np.int64(0), np.float32(-np.inf), np.zeros(MOST * LANES, np.float32)
+STORED = np.arange(MOST, dtype=np.uint32) * np.uint32(LANES * FLOAT)  # vectors side by side
 
 Table = npt.NDArray[np.integer]
 
@@ -44,10 +46,10 @@ class View(NamedTuple):
 
 
 @lru_cache(maxsize=4096)
-def pixel_rows(count: int, channels: int, rows: int) -> View:
-    """Every pixel of an array (P, C) is a row; in blocks of so many, the last of which may have fewer."""
-    blocks = np.arange(0, count, rows, dtype=np.int64) * channels * FLOAT
-    return View(count, blocks, np.arange(min(rows, count), dtype=np.uint32) * np.uint32(channels * FLOAT), (0,))
+def pixel_rows(count: int, channels: int) -> View:
+    """Every pixel of an array (P, C) is a row; in blocks of ROWS, the last of which may have fewer."""
+    blocks = np.arange(0, count, ROWS, dtype=np.int64) * channels * FLOAT
+    return View(count, blocks, np.arange(min(ROWS, count), dtype=np.uint32) * np.uint32(channels * FLOAT), (0,))
 
 
 @lru_cache(maxsize=4096)
@@ -71,6 +73,7 @@ class Panels(NamedTuple):
     starts: npt.NDArray[np.int64]  # the first column of each vector
     columns: npt.NDArray[np.uint32]  # of x in bytes, for each panel one after the other
     begins: npt.NDArray[np.int64]  # where those of each panel begin, and where the last one's end
+    places: npt.NDArray[np.uint32]  # the starts in bytes
     size: int  # floats of all weights
 
 
@@ -93,7 +96,8 @@ def panels(taps: tuple[int, ...], groups: int, inputs: int, outputs: int) -> Pan
         vector += len(starts)
         size += len(taps) * channels * len(starts) * LANES
     begins = np.cumsum([0, *map(len, columns)])
-    return Panels(np.array(table), np.concatenate(lists), np.concatenate(columns), begins, size)
+    starts = np.concatenate(lists)
+    return Panels(np.array(table), starts, np.concatenate(columns), begins, (starts * FLOAT).astype(np.uint32), size)
 
 
 def vector_starts(channels: int) -> npt.NDArray[np.int64]:
@@ -132,93 +136,173 @@ def tile(vectors, rows, x, x_rows, x_columns, count, weights, bias, y, y_rows, y
 
 
 @kernel
-def _multiply(x, blocks, rows, columns, begins, table, starts, weights, bias, y, targets, places):
+def _multiply(x, direct, blocks, rows, size, columns, begins, table, starts, weights, bias, places, y, moments):
+    # y (size, O), moments (blocks, 3, O) or (0, 0, 0); direct: the rows of x lie where `blocks` says, else they have to be read
     for b in prange(len(blocks)):
+        first = b * len(rows)
+        last = min(first + len(rows), size)
+        values = np.empty((0 if direct else last - first, x.channels), np.float32)
+        if not direct:
+            read(x, first, values, 0)
         for panel in range(len(table)):
             vectors, vector, _, source, at = table[panel]
+            source += x.x.ctypes.data + blocks[b] if direct else np.int64(values.ctypes.data)
             begin, end = begins[panel], begins[panel + 1]
             tile(
-                vectors, np.int64(len(rows)), x.ctypes.data + blocks[b] + source, rows.ctypes.data, columns.ctypes.data + begin * 4,
-                end - begin, weights.ctypes.data + at * FLOAT, bias.ctypes.data, y.ctypes.data + targets[b], places.ctypes.data,
+                vectors, last - first, source, rows.ctypes.data, columns.ctypes.data + begin * 4, end - begin,
+                weights.ctypes.data + at * FLOAT, bias.ctypes.data, y.ctypes.data + first * y.shape[1] * FLOAT, places.ctypes.data,
                 starts.ctypes.data + vector * 4, NONE,
             )  # fmt: skip
+        if len(moments):
+            measure(y, first, last, moments[b])
 
 
-def multiply(x: Array, view: View, w: Array, groups: int, shape: tuple[int, ...]) -> Array:
-    """The rows of x times w (taps, C/G, O) -> y of the shape, (..., O). Raises PyShuffleError without compiled code."""
+def multiply(x: Source, view: View, w: Array, groups: int, measured: bool = False) -> tuple[Array, Array]:
+    """The rows of x times w (taps, C/G, O) -> y (P, O), and, if wanted, the moments of its blocks (B, 3, O). Raises
+    PyShuffleError without compiled code."""
     require_jit()
-    taps, inputs, outputs = w.shape
-    if outputs < LANES:  # not one whole vector: some columns more, that nobody reads
-        wide = np.zeros((taps, inputs * groups, LANES), np.float32)
-        for g in range(groups):
-            part = np.s_[g * outputs // groups : (g + 1) * outputs // groups]
-            wide[:, g * inputs : (g + 1) * inputs, part] = w[..., part]
-        return np.ascontiguousarray(multiply(x, view, wide, 1, (*shape[:-1], LANES))[..., :outputs])
-    table, starts, columns, begins, size = panels(view.taps, groups, inputs, outputs // groups)
-    weights = np.empty(size, np.float32)
-    _pack(np.ascontiguousarray(w), table, starts, groups, weights)
-    y = np.empty(shape, np.float32)
-    rows, row = len(view.rows), outputs * FLOAT
-    # The last block of an array's pixels is moved back to be as long as the others: some rows are computed twice, alike.
-    back = np.maximum(np.arange(len(view.blocks)) * rows + rows - view.size, 0)
-    places = np.arange(rows, dtype=np.uint32) * np.uint32(row)
+    outputs = w.shape[2]
+    w, groups = wide(w, groups)
+    p = panels(view.taps, groups, w.shape[1], w.shape[2] // groups)
+    y = np.empty((view.size, w.shape[2]), np.float32)
+    moments = np.empty((len(view.blocks), 3, w.shape[2]) if measured else (0, 0, 0))
     _multiply(
-        x, view.blocks - back * inputs * groups * FLOAT, view.rows, columns, begins, table,
-        (starts * FLOAT).astype(np.uint32), weights, np.zeros(MOST * LANES, np.float32), y,
-        (np.arange(len(view.blocks)) * rows - back) * row, places,
+        x, direct(x, view), view.blocks, view.rows, view.size, p.columns, p.begins, p.table, p.places,
+        packed(w, p, groups), ZEROS, places(len(view.rows), w.shape[2]), y, moments,
     )  # fmt: skip
-    return y
+    return np.ascontiguousarray(y[:, :outputs]), moments[..., :outputs]
+
+
+def direct(x: Source, view: View) -> bool:
+    """Whether the rows are what lies in memory: then a tile reads them there."""
+    return x.kind == PLAIN and x.x.shape[1] == x.channels
+
+
+def wide(w: Array, groups: int) -> tuple[Array, int]:
+    """w with so many outputs that they fill a vector, and its groups: columns more, that nobody reads, of one group for all."""
+    taps, inputs, outputs = w.shape
+    if outputs >= LANES:
+        return w, groups
+    more = np.zeros((taps, inputs * groups, LANES), np.float32)
+    for g in range(groups):
+        part = np.s_[g * outputs // groups : (g + 1) * outputs // groups]
+        more[:, g * inputs : (g + 1) * inputs, part] = w[..., part]
+    return more, 1
+
+
+def packed(w: Array, p: Panels, groups: int) -> Array:
+    """The weights panel by panel, as tiles read them."""
+    weights = np.empty(p.size, np.float32)
+    _pack(np.ascontiguousarray(w), p.table, p.starts, groups, weights)
+    return weights
+
+
+@lru_cache(maxsize=4096)
+def places(rows: int, columns: int) -> npt.NDArray[np.uint32]:
+    """Where the rows of a block begin that has so many columns."""
+    return np.arange(rows, dtype=np.uint32) * np.uint32(columns * FLOAT)
+
+
+class Cuts(NamedTuple):
+    """How the channels of dy are dealt out to the tiles that sum dw: each has so many vectors of one group."""
+
+    first: npt.NDArray[np.int64]  # channel of each cut
+    last: npt.NDArray[np.int64]  # vector of each cut, in channels from the first
+    vectors: int
+    place: tuple[npt.NDArray[np.int64], ...]  # of each channel: its cut, vector, lane
+    cells: npt.NDArray[np.uint32]  # of a row of x in bytes, a few more than there are, so that they fill tiles
+    targets: npt.NDArray[np.uint32]  # where the sums of each are kept
+    offsets: npt.NDArray[np.uint32]  # of each channel in a block of dy that is cut in this way
+
+
+@lru_cache(maxsize=4096)
+def cuts(taps: tuple[int, ...], inputs: int, groups: int, outputs: int, rows: int) -> Cuts:
+    starts = vector_starts(max(outputs, LANES))
+    count = -(-len(starts) // MOST)
+    vectors = -(-len(starts) // count)
+    begins = np.minimum(np.arange(count) * vectors, len(starts) - vectors)  # of cuts, in vectors; the last may overlap
+    first = np.add.outer(np.arange(groups) * outputs, starts[begins]).ravel()
+    first = np.maximum(np.minimum(first, groups * outputs - LANES), 0)  # of narrow groups
+    last = np.tile(starts[begins + vectors - 1] - starts[begins], groups)
+    channel = np.arange(groups * outputs)
+    vector = np.minimum(channel % outputs // LANES, len(starts) - 1)
+    cut = np.minimum(vector // vectors, count - 1)
+    own, vector = channel // outputs * count + cut, vector - begins[cut]
+    lane = channel - first[own] - np.where(vector == vectors - 1, last[own], vector * LANES)
+    cells = np.add.outer(taps, np.arange(inputs) * FLOAT).ravel()
+    cells = np.pad(cells, (0, TALL - 1), mode="edge").astype(np.uint32)
+    targets = np.arange(len(cells), dtype=np.uint32) * np.uint32(vectors * LANES * FLOAT)
+    offsets = ((own * rows * vectors + vector) * LANES + lane) * FLOAT
+    return Cuts(first, last, vectors, (own, vector, lane), cells, targets, offsets.astype(np.uint32))
 
 
 @kernel
-def _multiply_transposed(x, blocks, rows, columns, size, dy, inputs, bias, places, starts, parts):
-    # parts (BLOCKS or fewer, G, taps C/G and some more, vectors, LANES): of dw; columns: of x, as many; dy (P, G, O/G)
-    count, groups, length, vectors, _ = parts.shape
-    outputs = dy.shape[2]
-    cuts = -(-vectors // MOST)
-    for task in prange(count * groups * cuts):
-        part, g, cut = task // (groups * cuts), task // cuts % groups, task % cuts
-        first, last = cut * vectors // cuts, (cut + 1) * vectors // cuts
-        packed = np.zeros((len(rows), last - first, LANES), np.float32)
-        whole = length // HEIGHT[last - first] * HEIGHT[last - first]
-        out, before = parts[part, g].ctypes.data + first * LANES * FLOAT, NONE
-        for b in range(part * len(blocks) // count, (part + 1) * len(blocks) // count):
-            here = min(len(rows), size - b * len(rows))
-            for r in range(here):
-                row = dy[b * len(rows) + r, g]
-                for v in range(first, last):
-                    values = packed[r, v - first]
-                    if outputs < LANES:
-                        for o in range(outputs):
-                            values[o] = row[o]
-                    else:
-                        given = row[min(v * LANES, outputs - LANES) :]
-                        for lane in range(LANES):
-                            values[lane] = given[lane]
-            tile(
-                last - first, whole, x.ctypes.data + blocks[b] + g * inputs * FLOAT, columns.ctypes.data, rows.ctypes.data, here,
-                packed.ctypes.data, bias.ctypes.data, out, places.ctypes.data, starts.ctypes.data, before,
-            )  # fmt: skip
-            before = out
+def _backward(
+    dy, x, direct, blocks, rows, size, first_channels, last_channels, cells, targets, stored, inputs, parts,
+    dy_rows, columns, begins, table, starts, weights, places, bias, dx,
+):  # fmt: skip
+    # parts (BLOCKS or fewer, cuts, taps C/G and some more, vectors, LANES): of dw; dx (P, columns) or (0, 0)
+    count, cuts, length, vectors, _ = parts.shape
+    row = vectors * LANES * FLOAT
+    for part in prange(count):
+        dy_values = np.zeros((cuts * len(rows), vectors * LANES), np.float32)
+        x_values = np.empty((0 if direct else len(rows), x.channels), np.float32)
+        begun = part * len(blocks) // count
+        for b in range(begun, (part + 1) * len(blocks) // count):
+            begin = b * len(rows)
+            here = min(len(rows), size - begin)
+            for cut in range(cuts):
+                if dy.channels < LANES:
+                    read_narrow(dy, begin, dy_values[cut * len(rows) : cut * len(rows) + here], 0)
+                else:
+                    target = dy_values.ctypes.data + cut * len(rows) * row
+                    read_vectors(
+                        dy, begin, here, vectors, first_channels[cut], last_channels[cut], target, row, row - LANES * FLOAT
+                    )
+            if not direct:
+                read(x, begin, x_values[:here], 0)
+            for panel in range(len(table) if len(dx) else 0):
+                n, vector, _, _, at = table[panel]
+                tile(
+                    n, here, dy_values.ctypes.data, dy_rows.ctypes.data, columns.ctypes.data + begins[panel] * 4,
+                    begins[panel + 1] - begins[panel], weights.ctypes.data + at * FLOAT, bias.ctypes.data,
+                    dx.ctypes.data + begin * dx.shape[1] * FLOAT, places.ctypes.data, starts.ctypes.data + vector * 4, NONE,
+                )  # fmt: skip
+            for cut in range(cuts):
+                g = cut * (x.channels // inputs) // cuts
+                source = (x.x.ctypes.data + blocks[b] if direct else np.int64(x_values.ctypes.data)) + g * inputs * FLOAT
+                out = np.int64(parts[part, cut].ctypes.data)
+                tile(
+                    vectors, length // HEIGHT[vectors] * HEIGHT[vectors], source, cells.ctypes.data, rows.ctypes.data, here,
+                    dy_values.ctypes.data + cut * len(rows) * row, bias.ctypes.data, out, targets.ctypes.data, stored.ctypes.data,
+                    NONE if b == begun else out,
+                )  # fmt: skip
 
 
-def multiply_transposed(x: Array, view: View, dy: Array, inputs: int, groups: int) -> Array:
-    """dw (taps, C/G, O) for the rows of x, and of dy (..., O). Raises PyShuffleError without compiled code."""
+def backward(dy: Source, x: Source, view: View, w: Array, groups: int, need_dx: bool) -> tuple[Array | None, Array]:
+    """The rows of dy times w transposed -> dx (P, G taps C/G), if needed, and dw (taps, C/G, O). Raises PyShuffleError without
+    compiled code."""
     require_jit()
-    taps, dy = len(view.taps), dy.reshape(view.size, groups, -1)
-    outputs, used = dy.shape[2], taps * inputs
-    begins = vector_starts(max(outputs, LANES))
-    columns = np.add.outer(view.taps, np.arange(inputs) * FLOAT).ravel()
-    columns = np.pad(columns, (0, TALL - 1), mode="edge").astype(np.uint32)  # so that they fill tiles
+    taps, inputs, outputs = len(view.taps), w.shape[1], w.shape[2] // groups
+    c = cuts(view.taps, inputs, groups, outputs, len(view.rows))
     count = max(1, min(BLOCKS, view.size // PART, len(view.blocks)))
-    parts = np.empty((count, groups, len(columns), len(begins), LANES), np.float32)
-    places = np.arange(len(columns), dtype=np.uint32) * np.uint32(len(begins) * LANES * FLOAT)
-    starts = np.arange(MOST, dtype=np.uint32) * np.uint32(LANES * FLOAT)
-    bias = np.zeros(MOST * LANES, np.float32)
-    _multiply_transposed(x, view.blocks, view.rows, columns, view.size, dy, inputs, bias, places, starts, parts)
-    total = parts[:, :, :used].sum(axis=0)
-    dw = np.empty((taps, inputs, groups, outputs), np.float32)
-    for v, begin in enumerate(begins):
-        vector = total[:, :, v].reshape(groups, taps, inputs, LANES)[..., :outputs]
-        dw[..., begin : begin + LANES] = np.moveaxis(vector, 0, 2)
-    return dw.reshape(taps, inputs, groups * outputs)
+    parts = np.empty((count, len(c.first), len(c.cells), c.vectors, LANES), np.float32)
+    transposed = w.reshape(taps, inputs, groups, outputs).transpose(3, 2, 0, 1).reshape(1, outputs, -1)
+    columns = transposed.shape[2]
+    wide_w, wide_groups = wide(transposed, groups)
+    p = panels((0,), wide_groups, wide_w.shape[1], wide_w.shape[2] // wide_groups)
+    dx = np.empty((view.size, wide_w.shape[2]) if need_dx else (0, 0), np.float32)
+    _backward(
+        dy, x, direct(x, view), view.blocks, view.rows, view.size, c.first, c.last, c.cells, c.targets, STORED, inputs, parts,
+        places(len(view.rows), c.vectors * LANES), moved(p, c.offsets), p.begins, p.table, p.places,
+        packed(wide_w, p, wide_groups), places(len(view.rows), wide_w.shape[2]), ZEROS, dx,
+    )  # fmt: skip
+    cut, vector, lane = c.place
+    dw = parts[:, :, : taps * inputs].sum(axis=0)[cut, :, vector, lane]  # (O, taps C/G)
+    return np.ascontiguousarray(dx[:, :columns]) if need_dx else None, np.ascontiguousarray(dw.T).reshape(w.shape)
+
+
+def moved(p: Panels, offsets: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
+    """The columns of x for each panel, where they lie at these offsets and not side by side."""
+    sources = np.repeat(p.table[:, 3], np.diff(p.begins))
+    return offsets[(sources + p.columns) // FLOAT]

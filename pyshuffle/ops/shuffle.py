@@ -17,6 +17,9 @@ from ..errors import ShapeError
 from ..types import Array
 from .check import check_gradient, require_float32
 from .jit import kernel, rows
+from .reading import Map, read, source, whole
+
+ROWS = 64  # of a part: they stay in the nearest cache
 
 
 def shuffle_reference(x: Array, groups: int) -> Array:
@@ -48,61 +51,69 @@ def concat_reference(a: Array, b: Array) -> Array:
     return np.concatenate((a, b), axis=-1)
 
 
-def concat_backward_reference(dy: Array, a: Array, b: Array) -> tuple[Array, Array]:
+def concat_backward_reference(dy: Array, a: Map, b: Map) -> tuple[Array, Array]:
     check_gradient(dy, check_concat(a, b))
     return dy[..., : a.shape[-1]], dy[..., a.shape[-1] :]
 
 
 @kernel
-def _shuffle(x, groups, y):  # (P, C)
-    n = x.shape[1] // groups
-    for p in prange(len(x)):
-        if n > groups:  # the longer loop inside
-            for b in range(groups):
-                for a in range(n):
-                    y[p, a * groups + b] = x[p, b * n + a]
-        else:
-            for a in range(n):
-                for b in range(groups):
-                    y[p, a * groups + b] = x[p, b * n + a]
+def _join(a, b, groups, y):  # [a | b] in the order of a shuffle -> y (P, C)
+    n = y.shape[1] // groups
+    for part in prange(-(-len(y) // ROWS)):
+        first, last = part * ROWS, min((part + 1) * ROWS, len(y))
+        joined = y[first:last] if groups == 1 else np.empty((last - first, y.shape[1]), np.float32)
+        read(a, first, joined, 0)
+        read(b, first, joined, a.channels)
+        for r in range(last - first if groups > 1 else 0):
+            given, row = joined[r], y[first + r]
+            if groups == 2:  # known beforehand: whole vectors are woven
+                for k in range(n):
+                    row[2 * k], row[2 * k + 1] = given[k], given[n + k]
+            else:
+                for g in range(groups):
+                    for k in range(n):
+                        row[k * groups + g] = given[g * n + k]
 
 
 @kernel
-def _split(y, a, b):  # y (P, A + B), a (P, A), b (P, B)
-    for p in prange(len(y)):
-        for c in range(a.shape[1]):
-            a[p, c] = y[p, c]
-        for c in range(b.shape[1]):
-            b[p, c] = y[p, a.shape[1] + c]
+def _part(y, groups, a, b):  # the other way round
+    n = y.shape[1] // groups
+    for part in prange(-(-len(y) // ROWS)):
+        given = np.empty(y.shape[1], np.float32)
+        for p in range(part * ROWS, min((part + 1) * ROWS, len(y))):
+            row = y[p]
+            if groups == 2:
+                for k in range(n):
+                    given[k], given[n + k] = row[2 * k], row[2 * k + 1]
+            else:
+                for g in range(groups):
+                    for k in range(n):
+                        given[g * n + k] = row[k * groups + g]
+            left, right = a[p], b[p]
+            for c in range(len(left)):
+                left[c] = given[c]
+            for c in range(len(right)):
+                right[c] = given[len(left) + c]
 
 
-@kernel
-def _concat(a, b, y):  # a (P, A), b (P, B), y (P, A + B)
-    for p in prange(len(y)):
-        for c in range(a.shape[1]):
-            y[p, c] = a[p, c]
-        for c in range(b.shape[1]):
-            y[p, a.shape[1] + c] = b[p, c]
-
-
-def shuffle(x: Array, groups: int) -> Array:
+def shuffle(x: Map, groups: int) -> Array:
     """x (..., C), float32 -> y (..., C). Raises ShapeError."""
     group_size(x, groups)
     require_float32(x)
-    y = np.empty(x.shape, np.float32)
-    _shuffle(rows(x), groups, rows(y))
+    y, given = np.empty(x.shape, np.float32), source(x)
+    _join(given, given._replace(channels=0), groups, rows(y))
     return y
 
 
-def shuffle_backward(dy: Array, x: Array, groups: int) -> tuple[Array]:
+def shuffle_backward(dy: Array, x: Map, groups: int) -> tuple[Array]:
     check_gradient(dy, x.shape)
     return (shuffle(dy, group_size(x, groups)),)
 
 
 def split(x: Array) -> tuple[Array, Array]:
-    """x (..., C), float32 -> its two halves (..., C/2). Raises ShapeError."""
-    half = group_size(x, 2)
-    return _cut(x, half)
+    """x (..., C), float32 -> its two halves (..., C/2), which are not copied. Raises ShapeError."""
+    require_float32(x)
+    return split_reference(whole(x))
 
 
 def split_backward(dleft: Array, dright: Array, x: Array) -> tuple[Array]:
@@ -111,35 +122,41 @@ def split_backward(dleft: Array, dright: Array, x: Array) -> tuple[Array]:
     return (dx,)
 
 
-def concat(a: Array, b: Array) -> Array:
+def concat(a: Map, b: Map) -> Array:
     """a (..., A), b (..., B), float32 -> y (..., A + B). Raises ShapeError."""
+    return concat_shuffle(a, b, 1)
+
+
+def concat_backward(dy: Array, a: Map, b: Map) -> tuple[Array, Array]:
+    require_float32(dy)
+    return concat_backward_reference(dy, a, b)
+
+
+def concat_shuffle(a: Map, b: Map, groups: int) -> Array:
+    """a (..., A), b (..., B), float32 -> the shuffle of [a | b], in one pass over memory. Raises ShapeError."""
     y = np.empty(check_concat(a, b), np.float32)
+    group_size(y, groups)
     require_float32(a, b)
-    _concat(rows(a), rows(b), rows(y))
+    _join(source(a), source(b), groups, rows(y))
     return y
 
 
-def concat_backward(dy: Array, a: Array, b: Array) -> tuple[Array, Array]:
+def concat_shuffle_backward(dy: Array, a: Map, b: Map, groups: int) -> tuple[Array, Array]:
     check_gradient(dy, check_concat(a, b))
-    return _cut(dy, a.shape[-1])
+    require_float32(dy)
+    da, db = np.empty(a.shape, np.float32), np.empty(b.shape, np.float32)
+    _part(rows(dy), groups, rows(da), rows(db))
+    return da, db
 
 
-def _cut(y: Array, width: int) -> tuple[Array, Array]:
-    require_float32(y)
-    a = np.empty((*y.shape[:-1], width), np.float32)
-    b = np.empty((*y.shape[:-1], y.shape[-1] - width), np.float32)
-    _split(rows(y), rows(a), rows(b))
-    return a, b
-
-
-def group_size(x: Array, groups: int) -> int:
+def group_size(x: Map, groups: int) -> int:
     """C/g. Raises ShapeError."""
     if groups < 1 or x.shape[-1] % groups:
         raise ShapeError(f"channels={x.shape[-1]} is not divisible by groups={groups}")
     return x.shape[-1] // groups
 
 
-def check_concat(a: Array, b: Array) -> tuple[int, ...]:
+def check_concat(a: Map, b: Map) -> tuple[int, ...]:
     """The shape of [a | b]. Raises ShapeError."""
     if a.shape[:-1] != b.shape[:-1]:
         raise ShapeError(f"shapes {a.shape} and {b.shape} differ before the channels: they cannot be concatenated")

@@ -1,0 +1,132 @@
+"""The inner loops that training needs besides those of tiles.py, in the machine's vectors: each is for one vector of channels."""
+
+from __future__ import annotations
+
+from llvmlite import ir
+
+from .emitter import I32, I64, Arguments, Emitter, tile
+
+
+@tile("source source_row source_pixel gradient gradient_row gradient_pixel rows width target")
+def slope(e: Emitter, given: Arguments, stride: int) -> None:
+    """dw[u, v] += sum_{i, j} x[s i + u, s j + v] * dy[i, j] for one vector of channels: the gradient of `window` by its weights."""
+    sums = e.vectors(given["target"], 9)
+    with e.loop(given["rows"], [given["source"], given["gradient"], *sums]) as ((source, gradient, *sums), below):
+        with e.loop(given["width"], [source, gradient, *sums]) as ((begin, out, *sums), following):
+            following += [e.build.add(begin, e.build.mul(given["source_pixel"], I64(stride)))]
+            following += [e.build.add(out, given["gradient_pixel"])]
+            d = e.load(out, e.vector)
+            for u in range(3):
+                x = begin
+                for v in range(3):
+                    following.append(e.multiply_add(e.load(x, e.vector), d, sums[3 * u + v]))
+                    x = e.build.add(x, given["source_pixel"])
+                begin = e.build.add(begin, given["source_row"])
+        below += [
+            e.build.add(source, e.build.mul(given["source_row"], I64(stride))),
+            e.build.add(gradient, given["gradient_row"]),
+        ]
+        below += following[2:]
+    for place, total in enumerate(below[2:]):
+        e.store(total, e.build.add(given["target"], I64(place * e.size)))
+
+
+@tile("source source_row source_last constants constants_row target target_row target_last rows low")
+def normalise(e: Emitter, given: Arguments, vectors: int) -> None:
+    """z = max(low, scale (x - mean) + beta) for rows x, with the constants mean, scale and beta; NaN stays NaN.
+
+    The vectors lie side by side, but the last of them may overlap the one before.
+    """
+    places = side_by_side(e, given, vectors)
+    known = [constants(e, given, place, 3) for place, _ in places]
+    ahead = e.build.mul(given["rows"], given["source_row"])  # what will be read next comes meanwhile
+    low = e.everywhere(given["low"])
+    with e.loop(given["rows"], [given["source"], given["target"]]) as ((source, target), following):
+        for (place, goal), (mean, scale, beta) in zip(places, known, strict=True):
+            value = e.multiply_add(e.build.fsub(e.load(e.build.add(source, place), e.vector), mean), scale, beta)
+            e.prefetch(e.build.add(e.build.add(source, place), ahead))
+            e.store(e.larger(low, value), e.build.add(target, goal))
+        following += [e.build.add(source, given["source_row"]), e.build.add(target, given["target_row"])]
+
+
+@tile("source source_row source_last gradient gradient_row constants constants_row target target_row target_last rows low")
+def differentiate(e: Emitter, given: Arguments, vectors: int) -> None:
+    """dx = scale dz [z > low] + slope (x - mean) + offset for rows x and dz, with z as `normalise` has it; and two constants more."""
+    places = side_by_side(e, given, vectors)
+    known = [constants(e, given, place, 5) for place, _ in places]
+    ahead = e.build.mul(given["rows"], given["source_row"])
+    low, none = e.everywhere(given["low"]), ir.Constant(e.vector, [0.0] * e.lanes)
+    with e.loop(given["rows"], [given["source"], given["gradient"], given["target"]]) as ((source, gradient, target), following):
+        for (place, goal), (mean, scale, beta, slope, offset) in zip(places, known, strict=True):
+            above = e.build.fsub(e.load(e.build.add(source, place), e.vector), mean)
+            passed = e.build.fcmp_ordered(">", e.multiply_add(above, scale, beta), low)
+            d = e.build.select(passed, e.load(e.build.add(gradient, place), e.vector), none)
+            e.prefetch(e.build.add(e.build.add(source, place), ahead))
+            e.prefetch(e.build.add(e.build.add(gradient, place), ahead))
+            e.store(e.multiply_add(d, scale, e.multiply_add(above, slope, offset)), e.build.add(target, goal))
+        following += [e.build.add(source, given["source_row"]), e.build.add(gradient, given["gradient_row"])]
+        following.append(e.build.add(target, given["target_row"]))
+
+
+@tile("source source_row rows near total square")
+def measure(e: Emitter, given: Arguments) -> None:
+    """total = sum (x - near), square = sum (x - near)^2 over rows x."""
+    near, none = e.load(given["near"], e.vector), ir.Constant(e.vector, [0.0] * e.lanes)
+    with e.loop(given["rows"], [given["source"], none, none]) as ((source, total, square), following):
+        above = e.build.fsub(e.load(source, e.vector), near)
+        following += [e.build.add(source, given["source_row"]), e.build.fadd(total, above), e.multiply_add(above, above, square)]
+    e.store(following[1], given["total"])
+    e.store(following[2], given["square"])
+
+
+@tile("source source_row gradient gradient_row constants constants_row rows total product low")
+def covary(e: Emitter, given: Arguments) -> None:
+    """total = sum d, product = sum d (x - mean) over rows x and dz, where d = dz [z > low], with z as `normalise` has it."""
+    mean, scale, beta = constants(e, given, I64(0), 3)
+    low, none = e.everywhere(given["low"]), ir.Constant(e.vector, [0.0] * e.lanes)
+    begin = [given["source"], given["gradient"], none, none]
+    with e.loop(given["rows"], begin) as ((source, gradient, total, product), following):
+        above = e.build.fsub(e.load(source, e.vector), mean)
+        passed = e.build.fcmp_ordered(">", e.multiply_add(above, scale, beta), low)
+        d = e.build.select(passed, e.load(gradient, e.vector), none)
+        following += [e.build.add(source, given["source_row"]), e.build.add(gradient, given["gradient_row"])]
+        following += [e.build.fadd(total, d), e.multiply_add(d, above, product)]
+    e.store(following[2], given["total"])
+    e.store(following[3], given["product"])
+
+
+def constants(e: Emitter, given: Arguments, place: ir.Value, count: int) -> list[ir.Value]:
+    """The same vector of the rows of a table of constants."""
+    first = e.build.add(given["constants"], place)
+    return [e.load(e.build.add(first, e.build.mul(given["constants_row"], I64(i))), e.vector) for i in range(count)]
+
+
+def side_by_side(e: Emitter, given: Arguments, vectors: int) -> list[tuple[ir.Value, ir.Value]]:
+    """Where vectors lie in a row that is read, and in one that is written."""
+    return [
+        *((I64(v * e.size), I64(v * e.size)) for v in range(vectors - 1)),
+        (given["source_last"], given["target_last"]),
+    ]
+
+
+@tile("row0 row1 row2 apart pixel last gradient gradient_pixel count")
+def maximum_slope(e: Emitter, given: Arguments) -> None:
+    """dx[u, 2j + v - 1] += dy[j] for the first u, v at which x is largest, or not a number: the gradient of `maximum`, for a row of
+    `count` pixels j. apart: from a pixel of x to that of dx."""
+    with e.loop(given["count"], [I64(0), given["gradient"]]) as ((column, gradient), following):
+        columns = e.neighbours(column, given["pixel"], given["last"])
+        places = [(u, x) for u in range(3) for x in columns]
+        whole = ir.VectorType(I32, e.lanes)
+        winner = ir.Constant(whole, [0] * e.lanes)
+        largest = e.load(e.build.add(given["row0"], columns[0]), e.vector)
+        for number, (u, x) in enumerate(places[1:], start=1):
+            value = e.load(e.build.add(given[f"row{u}"], x), e.vector)
+            above = e.build.and_(e.build.fcmp_unordered(">", value, largest), e.build.fcmp_ordered("==", largest, largest))
+            largest = e.build.select(above, value, largest)
+            winner = e.build.select(above, ir.Constant(whole, [number] * e.lanes), winner)
+        d, none = e.load(gradient, e.vector), ir.Constant(e.vector, [0.0] * e.lanes)
+        for number, (u, x) in enumerate(places):
+            place = e.build.add(e.build.add(given[f"row{u}"], x), given["apart"])
+            won = e.build.icmp_signed("==", winner, ir.Constant(whole, [number] * e.lanes))
+            e.store(e.build.fadd(e.load(place, e.vector), e.build.select(won, d, none)), place)
+        following += [e.step(e.step(column, given["pixel"]), given["pixel"]), e.build.add(gradient, given["gradient_pixel"])]

@@ -1,0 +1,49 @@
+"""Mean and variance of every channel, in parts: what batch normalisation asks of whoever makes a map, while it is in the cache.
+
+A part of n rows has, in float64, near = one of them, a = sum (x - near) and b = sum (x - near)^2: what is summed is small, and
+cancels little. All parts together have
+    mean = sum n (near + a / n) / P        var = sum (b - a^2 / n + n (near + a / n - mean)^2) / P
+"""
+
+import numpy as np
+
+from ..engine.intrinsics import measure_tile
+from ..engine.machine import FLOAT, machine
+from ..types import Array
+from .jit import helper
+
+LANES = machine().lanes
+CHUNK = 128  # rows whose sums may be kept in float32, before they are added up in float64
+
+
+@helper
+def measure(x, first, last, moments):
+    """moments (3, C) become those of rows `first` to `last` of x (P, C)."""
+    channels, row = x.shape[1], x.shape[1] * FLOAT
+    moments[0], moments[1:] = x[first], 0
+    total, square = np.empty(channels, np.float32), np.empty(channels, np.float32)
+    for begin in range(first, last, CHUNK):
+        end = min(begin + CHUNK, last)
+        if channels < LANES:
+            total[:], square[:] = 0, 0
+            for p in range(begin, end):
+                for c in range(channels):
+                    above = x[p, c] - x[first, c]
+                    total[c] += above
+                    square[c] += above * above
+        for v in range(-(-channels // LANES) if channels >= LANES else 0):
+            start = min(v * LANES, channels - LANES) * FLOAT
+            data, near = x.ctypes.data + start, x.ctypes.data + start + first * row
+            measure_tile((data + begin * row, row, end - begin, near, total.ctypes.data + start, square.ctypes.data + start))
+        moments[1] += total
+        moments[2] += square
+
+
+def merged(moments: Array, counts: Array) -> tuple[Array, Array]:
+    """moments (B, 3, C) of parts of so many rows (B,) -> mean and biased variance (C,), float32."""
+    near, total, square = moments.transpose(1, 0, 2)
+    counts = counts[:, None]
+    means = near + total / counts
+    mean = (counts * means).sum(axis=0) / counts.sum()
+    var = (square - total**2 / counts + counts * (means - mean) ** 2).sum(axis=0) / counts.sum()
+    return mean.astype(np.float32), var.astype(np.float32)

@@ -1,0 +1,157 @@
+"""Maps that are computed when they are read.
+
+Between a convolution and the next lie a batch normalisation and mostly a ReLU. Both are cheap and memory is slow, so in a network
+they never run over memory: what the convolution made is kept, and whoever reads it normalises the rows it needs in the cache,
+    z = max(low, scale (x - mean) + beta)
+On the way back, once the sums over all pixels are known, the gradient by x is computed likewise where it is read (batchnorm.py):
+    dx = scale dz [z > 0] + slope (x - mean) + offset
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from numba import prange
+
+from ..engine.intrinsics import differentiate_tile, normalise_tile
+from ..engine.machine import FLOAT, machine
+from ..types import Array
+from .check import EPS
+from .jit import BLOCKS, helper, kernel, rows
+
+PLAIN, NORMALISED, GRADIENT = range(3)
+LANES, MOST, NOTHING = machine().lanes, max(machine().heights), np.empty((0, 0), np.float32)
+
+
+class Source(NamedTuple):
+    """Rows of channels as kernels take them: stored ones, or what has to be done to stored ones."""
+
+    kind: int
+    x: Array  # (P, C) or, of a part of its channels, (P, more)
+    first: int  # of these channels
+    channels: int
+    dz: Array  # (P, C), of a gradient
+    constants: Array  # (5, C): mean, scale, beta, slope, offset; 0, 1, 0 leave x as it is
+    low: np.float32
+
+
+class Normalised:
+    """max(low, scale (x - mean) + beta), with scale = gamma / sqrt(var + eps), in the place of an array; np.asarray computes it."""
+
+    def __init__(self, x: Array, mean: Array, var: Array, gamma: Array, beta: Array, relu: bool) -> None:
+        self.x, self.mean, self.var, self.gamma, self.beta, self.relu = x, mean, var, gamma, beta, relu
+        self.shape, self.ndim, self.size, self.dtype = x.shape, x.ndim, x.size, x.dtype
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        return computed(self.source()).reshape(self.shape).astype(dtype or self.dtype, copy=False)
+
+    def source(self) -> Source:
+        constants = np.zeros((5, self.shape[-1]), np.float32)
+        constants[:3] = self.mean, self.gamma / np.sqrt(self.var + np.float32(EPS)), self.beta
+        return Source(NORMALISED, rows(self.x), 0, self.shape[-1], NOTHING, constants, np.float32(0 if self.relu else -np.inf))
+
+
+Map: TypeAlias = Array | Normalised  # what operations take from one another
+
+
+def source(x: Map) -> Source:
+    """What stands for an array, as kernels take it. A part of the channels of a contiguous array is not copied."""
+    if isinstance(x, Normalised):
+        return x.source()
+    whole, first, base = x, 0, x.base
+    if isinstance(base, np.ndarray) and base.flags.c_contiguous and (base.shape[:-1], base.strides) == (x.shape[:-1], x.strides):
+        whole, first = base, (x.ctypes.data - base.ctypes.data) // x.itemsize
+    return Source(PLAIN, rows(whole), first, x.shape[-1], NOTHING, unchanged(x.shape[-1]), np.float32(-np.inf))
+
+
+@lru_cache(maxsize=4096)
+def unchanged(channels: int) -> Array:
+    return np.array([[0], [1], [0], [0], [0]], np.float32).repeat(channels, axis=1)
+
+
+def whole(x: Map) -> Array:
+    """The array that x stands for, contiguous."""
+    return np.ascontiguousarray(x)
+
+
+@helper
+def read(source, begin, out, at):
+    """Rows from `begin` on become those of out (R, C or more), from channel `at` on."""
+    channels = source.channels
+    if channels < LANES:
+        read_narrow(source, begin, out, at)
+    for first in range(0, channels if channels >= LANES else 0, MOST * LANES):
+        vectors = min(MOST, -(-(channels - first) // LANES))
+        last = min((vectors - 1) * LANES, channels - LANES - first)
+        target = out.ctypes.data + (at + first) * FLOAT
+        read_vectors(source, begin, len(out), vectors, first, last, target, out.shape[1] * FLOAT, last * FLOAT)
+
+
+@helper
+def read_vectors(source, begin, count, vectors, first, last, target, target_row, target_last):
+    """Of so many rows from `begin` on: vectors from channel `first` on, side by side, the last of them `last` channels further."""
+    x_row, row = source.x.shape[1] * FLOAT, source.channels * FLOAT
+    x = source.x.ctypes.data + begin * x_row + (source.first + first) * FLOAT
+    constants = source.constants.ctypes.data + first * FLOAT
+    if source.kind == GRADIENT:
+        dz = source.dz.ctypes.data + begin * row + first * FLOAT
+        differentiate_tile(
+            vectors, (x, x_row, last * FLOAT, dz, row, constants, row, target, target_row, target_last, count, source.low)
+        )
+    else:
+        normalise_tile(vectors, (x, x_row, last * FLOAT, constants, row, target, target_row, target_last, count, source.low))
+
+
+@helper
+def read_narrow(source, begin, out, at):
+    """The same for less than a vector of channels."""
+    constants, low = source.constants, source.low
+    for r in range(len(out)):
+        for c in range(source.channels):
+            above = source.x[begin + r, source.first + c] - constants[0, c]
+            value = above * constants[1, c] + constants[2, c]
+            if source.kind == GRADIENT:
+                d = source.dz[begin + r, c] if value > low else np.float32(0)
+                out[r, at + c] = constants[1, c] * d + constants[3, c] * above + constants[4, c]
+            else:
+                out[r, at + c] = low if low > value else value  # NaN stays NaN
+
+
+@helper
+def block(source, begin, values):
+    """The rows from `begin` on, as many as `values` (R, C) has: computed there, or where they lie."""
+    if source.kind == PLAIN and source.x.shape[1] == source.channels:
+        return source.x[begin : begin + len(values)]
+    read(source, begin, values, 0)
+    return values
+
+
+@kernel
+def _read(source, ends, y):
+    for b in prange(len(ends) - 1):
+        read(source, ends[b], y[ends[b] : ends[b + 1]], 0)
+
+
+def computed(source: Source) -> Array:
+    """The rows (P, C) that a source stands for."""
+    y = np.empty((len(source.x), source.channels), np.float32)
+    _read(source, cuts(len(y)), y)
+    return y
+
+
+def cuts(count: int) -> npt.NDArray[np.int64]:
+    """Where parts of so many rows begin and end: BLOCKS of them, or fewer."""
+    parts = min(BLOCKS, count)
+    return np.arange(parts + 1) * count // parts
+
+
+def widened(x: Source) -> Source:
+    """Rows with at least a vector's channels."""
+    short = LANES - x.channels
+    return x if short <= 0 else source(np.pad(computed(x), ((0, 0), (0, short))))

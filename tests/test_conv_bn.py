@@ -1,0 +1,148 @@
+"""Convolution, batch normalisation and ReLU as one operation, against one after the other by the reference in float64."""
+
+import numba
+import numpy as np
+import pytest
+from conftest import assert_close
+
+from pyshuffle import Numba, Reference
+from pyshuffle.ops import batchnorm, reading, shuffle
+from pyshuffle.ops.moments import merged
+from pyshuffle.ops.reading import Normalised
+
+CONV, DEPTHWISE = "conv", "depthwise"
+CASES = {  # operation, x (N, H, W, C), w, settings
+    "1x1": (CONV, (3, 7, 6, 24), (1, 1, 24, 40), {"stride": 1, "groups": 1}),
+    "1x1 of many vectors": (CONV, (2, 9, 9, 20), (1, 1, 20, 150), {"stride": 1, "groups": 1}),
+    "1x1 of few channels": (CONV, (2, 5, 4, 5), (1, 1, 5, 3), {"stride": 1, "groups": 1}),
+    "grouped": (CONV, (2, 6, 5, 36), (1, 1, 12, 60), {"stride": 1, "groups": 3}),
+    "groups less than a vector": (CONV, (2, 6, 5, 24), (1, 1, 3, 48), {"stride": 1, "groups": 8}),
+    "groups of few channels": (CONV, (2, 6, 5, 4), (1, 1, 2, 6), {"stride": 1, "groups": 2}),
+    "3x3": (CONV, (2, 9, 8, 3), (3, 3, 3, 24), {"stride": 2, "groups": 1}),
+    "depthwise": (DEPTHWISE, (3, 8, 9, 24), (3, 3, 24), {"stride": 1}),
+    "depthwise, stride 2": (DEPTHWISE, (3, 8, 9, 40), (3, 3, 40), {"stride": 2}),
+    "depthwise of few channels": (DEPTHWISE, (2, 7, 5, 3), (3, 3, 3), {"stride": 2}),
+}
+TOLERANCE = 1e-5
+every_case = pytest.mark.parametrize(("op", "shape", "filters", "settings"), CASES.values(), ids=CASES)
+
+
+class Layer:
+    """Random arrays for one case, and what is to be computed of them."""
+
+    def __init__(self, op, shape, filters, settings, relu=True, training=True, seed=0):
+        self.op, self.settings, self.relu, self.training = op, settings, relu, training
+        self.random = np.random.default_rng(seed)
+        self.x, self.w = self.normal(shape), self.normal(filters)
+        channels = filters[-1]
+        self.gamma, self.beta = self.normal((channels,)), self.normal((channels,))
+        self.used = None if training else (self.normal((channels,)), self.random.uniform(0.5, 2, channels).astype(np.float32))
+
+    def normal(self, shape):
+        return self.random.standard_normal(shape).astype(np.float32)
+
+    def fused(self, x, dz=None):
+        forward, backward = Numba.functions[f"{self.op}_bn"]
+        parameters, settings = (self.w, self.gamma, self.beta), {**self.settings, "used": self.used, "relu": self.relu}
+        z = forward(x, *parameters, **settings)
+        return z if dz is None else (z, *backward(dz, x, *parameters, z=z, **settings))
+
+    def expected(self, x, dz):
+        """The same by the reference."""
+        x, w, gamma, beta, dz = (a.astype(np.float64) for a in (np.asarray(x), self.w, self.gamma, self.beta, dz))
+        forward, backward = Reference.functions[self.op]
+        y = forward(x, w, **self.settings)
+        settings = {"training": self.training, "relu": self.relu}
+        statistics = batchnorm.statistics_reference(y) if self.used is None else [a.astype(np.float64) for a in self.used]
+        z = batchnorm.forward_reference(y, gamma, beta, *statistics, **settings)
+        dy, dgamma, dbeta = batchnorm.backward_reference(dz, y, gamma, beta, *statistics, **settings)
+        return (z, *backward(dy, x, w, **self.settings), dgamma, dbeta)
+
+
+def check(layer, x):
+    dz = layer.normal(layer.fused(x).shape)
+    z, *gradients = layer.fused(x, dz)
+    assert_close((np.asarray(z), *gradients), layer.expected(x, dz), TOLERANCE)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "inference"])
+@pytest.mark.parametrize("relu", [True, False], ids=["relu", "linear"])
+@every_case
+def test_it_is_one_operation_after_the_other(op, shape, filters, settings, relu, training):
+    layer = Layer(op, shape, filters, settings, relu, training)
+    check(layer, layer.x)
+
+
+@pytest.mark.parametrize("relu", [True, False], ids=["relu", "linear"])
+@every_case
+def test_it_reads_what_a_layer_before_left_to_be_computed(op, shape, filters, settings, relu):
+    layer, channels = Layer(op, shape, filters, settings), shape[-1]
+    mean, var = layer.normal((channels,)), layer.random.uniform(0.5, 2, channels).astype(np.float32)
+    check(layer, Normalised(layer.x, mean, var, layer.normal((channels,)), layer.normal((channels,)), relu))
+
+
+@every_case
+def test_it_reads_half_of_a_map_where_it_lies(op, shape, filters, settings):
+    layer = Layer(op, shape, filters, settings)
+    whole = layer.normal((*shape[:-1], 2 * shape[-1]))
+    for half in shuffle.split(whole):
+        assert reading.source(half).x.base is whole
+        check(layer, half)
+
+
+@every_case
+def test_what_is_not_a_number_stays_so(op, shape, filters, settings):
+    """In the channel that it is in, or in all; a ReLU does not hide it."""
+    layer = Layer(op, shape, filters, settings)
+    layer.x[0, 1, 1, 0] = np.nan
+    z = np.asarray(layer.fused(layer.x))
+    assert np.isnan(z[..., 0]).all()
+
+
+@pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="there is one thread")
+@every_case
+def test_it_does_not_depend_on_the_number_of_threads(op, shape, filters, settings):
+    """To the bit, and on maps large enough to be shared out."""
+    layer = Layer(op, (5, 33, 30, shape[-1]), filters, settings)
+    dz, most, results = layer.normal(layer.fused(layer.x).shape), numba.get_num_threads(), []
+    for threads in (1, 2):
+        numba.set_num_threads(threads)
+        z, *gradients = layer.fused(layer.x, dz)
+        results.append((np.asarray(z), *gradients))
+        numba.set_num_threads(most)
+    for alone, shared in zip(*results, strict=True):
+        np.testing.assert_array_equal(alone, shared)
+
+
+def test_what_is_to_be_computed_passes_for_an_array():
+    x = np.array([[[[-1.0, 2.0]]]], np.float32)
+    ones = np.ones(2, np.float32)
+    z = Normalised(x, 0 * ones, ones, ones, 0 * ones, relu=True)
+    assert (z.shape, z.ndim, z.size, z.dtype, len(z)) == (x.shape, 4, 2, np.float32, 1)
+    np.testing.assert_allclose(np.asarray(z, np.float64), np.maximum(x, 0), rtol=1e-5)
+
+
+@pytest.mark.parametrize(("a", "b", "groups"), [(24, 24, 2), (24, 92, 2), (5, 4, 3), (3, 3, 2), (20, 40, 1), (20, 40, 5)])
+def test_concatenation_and_shuffle_in_one_pass(a, b, groups):
+    """Of an array and of one that is still to be computed."""
+    layer = Layer(CONV, (2, 5, 6, a), (1, 1, a, b), {"stride": 1, "groups": 1})
+    left, right = layer.x, layer.fused(layer.x)
+    y = shuffle.concat_shuffle(left, right, groups)
+    expected = shuffle.shuffle_reference(np.concatenate((left, np.asarray(right)), axis=-1), groups)
+    np.testing.assert_array_equal(y, expected)
+    dy = layer.normal(y.shape)
+    back = np.concatenate(shuffle.concat_shuffle_backward(dy, left, right, groups), axis=-1)
+    np.testing.assert_array_equal(shuffle.shuffle_reference(back, groups), dy)
+
+
+def test_moments_do_not_cancel():
+    """A spread of 1 around 10,000, in parts of unequal length whose means are far apart."""
+    x = np.random.default_rng(0).standard_normal((1000, 20)).astype(np.float32) + np.float32(10000)
+    x[500:] -= 300
+    mean, var = batchnorm.statistics(x)
+    np.testing.assert_allclose(mean, x.astype(np.float64).mean(axis=0), rtol=1e-6)
+    np.testing.assert_allclose(var, x.astype(np.float64).var(axis=0), rtol=1e-6)
+    moments = np.zeros((2, 3, 1))
+    moments[:, 0, 0] = 7, 9  # three times 7 and once 9
+    mean, var = merged(moments, np.array([3, 1]))
+    assert (mean[0], var[0]) == (7.5, 0.75)
