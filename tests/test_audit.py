@@ -29,7 +29,7 @@ def test_totals_are_the_published_ones(net, params, macs, without_linear):
 def test_a_report(capsys):
     text = output(capsys, "--arch", "v1", "--groups", "3")
     head, table, sums, *_ = text.split("\n\n")
-    assert head == "ShuffleNetV1(width=1.0, groups=3, classes=1000, order='paper', bias=True), 224 x 224 pixels"
+    assert head == "ShuffleNetV1(width=1.0, groups=3, classes=1000, order='paper', bias=True, shuffle=True), 224 x 224 pixels"
     headings, first, *_ = lines = table.splitlines()
     assert len({len(line) for line in lines}) == 1
     assert headings.split("  ")[0] == "layer"
@@ -77,6 +77,7 @@ def test_json(capsys):
     assert answer["net"] == {"arch": "v2", "width": 0.5, "classes": 1000, "wiring": "paper", "order": "paper"} | {
         "extra_depthwise": False,
         "bias": False,
+        "shuffle": True,
     }
     assert answer["size"] == 64
     assert answer["rows"][0] == {

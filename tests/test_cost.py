@@ -124,6 +124,15 @@ def test_the_order_of_channels_costs_nothing():
         assert parameter_shapes(paper) == parameter_shapes(authors)
 
 
+def test_the_shuffle_costs_nothing_that_the_papers_count():
+    for kind in (ShuffleNetV1, ShuffleNetV2):
+        with_it, without = kind(), kind(shuffle=False)
+        assert params_of(with_it) == params_of(without)
+        assert mmacs_of(with_it) == mmacs_of(without)
+        assert "shuffle" in {row.op for row in count(with_it)}
+        assert "shuffle" not in {row.op for row in count(without)}
+
+
 # Single layers by hand ----------------------------------------------------------------------------------------------------------
 
 
@@ -232,6 +241,7 @@ nets = st.one_of(
         classes=st.integers(1, 9),
         order=st.sampled_from(["paper", "authors"]),
         bias=st.booleans(),
+        shuffle=st.booleans(),
     ),
     st.builds(
         ShuffleNetV2,
@@ -240,6 +250,7 @@ nets = st.one_of(
         wiring=st.sampled_from(["paper", "torchvision"]),
         order=st.sampled_from(["paper", "authors"]),
         extra_depthwise=st.booleans(),
+        shuffle=st.booleans(),
     ),
 )
 

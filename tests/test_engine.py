@@ -92,6 +92,8 @@ CASES = [  # network, batch, height, width
     (ShuffleNetV2(0.33, classes=10), 1, 33, 64),
     (ShuffleNetV2(1.0, classes=10, extra_depthwise=True), 1, 64, 64),
     (ShuffleNetV2(0.5, classes=10, extra_depthwise=True, wiring="torchvision"), 1, 33, 64),
+    (ShuffleNetV1(0.5, groups=3, classes=10, shuffle=False), 1, 64, 64),
+    (ShuffleNetV2(0.5, classes=10, shuffle=False), 1, 64, 64),
     (ShuffleNetV2(1.0, classes=10, order="authors"), 3, 64, 64),
     (ShuffleNetV2(0.33, classes=10, order="authors"), 1, 97, 80),
     (ShuffleNetV1(0.5, groups=3), 1, 225, 225),
