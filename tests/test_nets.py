@@ -16,7 +16,7 @@ from pyshuffle.backends.tape import Tape
 from pyshuffle.errors import ArchError, PyShuffleError, WeightsError
 from pyshuffle.gradcheck import check_network
 from pyshuffle.init import initialise
-from pyshuffle.nets import Net, ShuffleNetV1, ShuffleNetV2
+from pyshuffle.nets import MobileNetV1, MobileNetV2, Net, ShuffleNetV1, ShuffleNetV2
 
 # The answers --------------------------------------------------------------------------------------------------------------------
 
@@ -36,6 +36,8 @@ SMALL = {
     "v2": ShuffleNetV2(0.25, classes=5, wiring="torchvision"),
     "v2, as the authors have it": ShuffleNetV2(0.33, classes=5, order="authors"),
     "v2, for detection": ShuffleNetV2(0.25, classes=5, wiring="torchvision", extra_depthwise=True),
+    "mobilenet v1": MobileNetV1(0.25, classes=5),
+    "mobilenet v2": MobileNetV2(0.15, classes=5),
 }
 every_small_net = pytest.mark.parametrize("net", SMALL.values(), ids=SMALL)
 
@@ -67,7 +69,7 @@ def test_the_kernels_answer_as_the_reference(net, training):
     assert (np.median(errors, axis=0) <= 1e-4).all(), errors
 
 
-@pytest.mark.parametrize("name", ["v1", "v2"])
+@pytest.mark.parametrize("name", ["v1", "v2", "mobilenet v2"])
 def test_a_whole_networks_gradients_are_the_measured_ones(name):
     """In training, by the input and all parameters at once, and by the input and some parameters alone."""
     x = draw(3, 33, 33, 3)
@@ -120,7 +122,7 @@ def one_of_each() -> list[Net]:
         for net in ShuffleNetV2.variants()
         if net.bias == (net.wiring == "torchvision") and not net.extra_depthwise
     ]
-    return v1 + v2
+    return [*v1, *v2, *(MobileNetV1(width, 3) for width in (0.25, 1.0)), *(MobileNetV2(width, 3) for width in (0.15, 1.4))]
 
 
 @pytest.mark.parametrize("net", one_of_each(), ids=str)
@@ -159,7 +161,9 @@ def test_a_missing_parameter_is_named(backend):
 # The names ----------------------------------------------------------------------------------------------------------------------
 
 BAD_NETS = [  # what is asked for, what the message names, and the valid values it lists
-    ({"arch": "v3"}, "no network 'v3'", "v1, v2"),
+    ({"arch": "v3"}, "no network 'v3'", "v1, v2, mobilenet_v1, mobilenet_v2"),
+    ({"arch": "mobilenet_v1", "width": 0.01}, "mobilenet_v1 has no width 0.01", "0.03125 is the least"),
+    ({"arch": "mobilenet_v2", "width": float("nan")}, "mobilenet_v2 has no width nan", "0.03125 is the least"),
     ({"arch": "v1", "wiring": "paper"}, "v1 has no setting 'wiring'", "width, groups, classes, order, bias, shuffle"),
     ({"arch": "v2", "groups": 3}, "v2 has no setting 'groups'", "width, classes, wiring, order, extra_depthwise, bias, shuffle"),
     ({"arch": "v1", "groups": 5}, "v1 has no groups=5", "1, 2, 3, 4, 8"),
@@ -201,6 +205,7 @@ def test_a_network_is_its_description(net):
         ),
         (["--arch", "v1", "--no-shuffle"], ShuffleNetV1(shuffle=False)),
         (["--no-shuffle"], ShuffleNetV2(shuffle=False)),
+        (["--arch", "mobilenet_v2", "--width", "1.4"], MobileNetV2(1.4)),
     ],
 )
 def test_a_network_from_the_command_line(options, net):
@@ -231,6 +236,7 @@ def test_parameters_start_as_the_authors_draw_them():
     assert params["stage4.1.branch2.0.weight"].std() == pytest.approx(1 / 320, rel=0.02)  # 960 / 3 inputs a group
     assert params["stage4.1.branch2.3.weight"].std() == pytest.approx(1, rel=0.05)  # depthwise: one input a group
     assert params["fc.weight"].std() == pytest.approx(0.01, rel=0.02)
+    assert (initialise(MobileNetV2(0.15))["classifier.1.bias"] == 0).all()
     values = {"fc.bias": 0, "conv1.1.weight": 1, "conv1.1.bias": 1e-4, "conv1.1.running_mean": 0, "conv1.1.running_var": 1}
     for name, value in values.items():
         assert (params[name] == np.float32(value)).all()

@@ -64,7 +64,7 @@ class Cost(Ops[Map]):
         entries = ("weight", "bias", "running_mean", "running_var")
         return self.record("batchnorm", x, (x,), name, dict.fromkeys(entries, x.shape[-1:]))
 
-    def relu(self, x: Map) -> Map:
+    def relu(self, x: Map, limit: float = math.inf) -> Map:
         return self.record("relu", x, (x,))
 
     def maxpool(self, x: Map) -> Map:

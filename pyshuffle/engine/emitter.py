@@ -51,6 +51,11 @@ class Emitter:
         """max(a, b) lane by lane; b where it is not a number."""
         return self.build.select(self.build.fcmp_ordered(">", a, b), a, b)
 
+    def between(self, low: ir.Value, x: ir.Value, high: ir.Value) -> ir.Value:
+        """min(max(low, x), high) lane by lane; what is not a number stays."""
+        x = self.larger(low, x)
+        return self.build.select(self.build.fcmp_ordered("<", high, x), high, x)
+
     def smaller(self, a: ir.Value, b: ir.Value) -> ir.Value:
         """min(a, b) of whole numbers."""
         return self.build.select(self.build.icmp_unsigned("<", a, b), a, b)

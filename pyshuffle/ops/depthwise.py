@@ -19,7 +19,7 @@ from .jit import BLOCKS, kernel, require_jit
 from .product import vector_starts
 from .windows import fold, pad, windows
 
-LANES, RUN, LEAST = machine().lanes, machine().run, np.float32(-np.inf)
+LANES, RUN, LOW, HIGH = machine().lanes, machine().run, np.float32(-np.inf), np.float32(np.inf)
 
 
 def forward_reference(x: Array, w: Array, stride: int = 1) -> Array:
@@ -47,7 +47,7 @@ def _filter(x, spread, weights, starts, stride, y):  # weights (vectors, 9, LANE
             window_tile(
                 2 * stride + (columns < RUN),
                 (source, padded.shape[1] * pixel, pixel, weights[v].ctypes.data, bias.ctypes.data, out, columns * pixel, pixel,
-                 rows, columns, LEAST),
+                 rows, columns, LOW, HIGH),
             )  # fmt: skip
 
 

@@ -28,7 +28,7 @@ HEIGHT = np.array([HEIGHTS.get(vectors, 0) for vectors in range(MOST + 1)])
 ROWS = 16 * TALL  # of x in a block: they stay in the nearest cache while all panels are computed
 DEPTH = 128  # rows of x that a tile of dw sums before it is stored
 PART = 2048  # rows of x, about, in a part of the sum over all of them; a part has a dw of its own, and there are at most BLOCKS
-NONE, LEAST = np.int64(0), np.float32(-np.inf)
+NONE, LOW, HIGH = np.int64(0), np.float32(-np.inf), np.float32(np.inf)
 
 Table = npt.NDArray[np.integer]
 
@@ -127,7 +127,7 @@ def tile(vectors, rows, x, x_rows, x_columns, count, weights, bias, y, y_rows, y
     single = rows < HEIGHT[vectors]
     dense_tile(
         2 * vectors + single,
-        (NONE, rows, x, x_rows, x_columns, count, weights, bias, y, y_rows, y_columns, before, y_rows, y_columns, LEAST),
+        (NONE, rows, x, x_rows, x_columns, count, weights, bias, y, y_rows, y_columns, before, y_rows, y_columns, LOW, HIGH),
     )
 
 
