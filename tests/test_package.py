@@ -34,11 +34,11 @@ RANKS = [  # a module imports from rooms of its own or a higher number only
     {"audit", "classify", "train", "gradcheck", "peers"},
     {"sgd"},
     {"cli", "data", "weights"},
-    {"init", "image", "labels", "torchfile"},
+    {"experiments", "figures", "init", "image", "labels", "torchfile"},
     {"engine"},
     {"backends"},
     {"nets", "ops"},
-    {"errors", "types", "tiles"},
+    {"errors", "tables", "types", "tiles"},
 ]
 FLOOR = {name.removesuffix(".py") for name in jit.TILES}  # of the engine; all kernels may stand on them: a room of their own
 
