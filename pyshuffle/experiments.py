@@ -12,10 +12,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+import numpy as np
+import numpy.typing as npt
+
+from .backends.cost import FLOAT, Cost, Map, parameter_shapes
 from .nets import MobileNetV1, MobileNetV2, Net, ShuffleNetV1, ShuffleNetV2
 
 if TYPE_CHECKING:
     from .backends.ops import Ops
+    from .types import Params
 
 T = TypeVar("T")
 
@@ -84,6 +89,7 @@ class Line(NamedTuple):
     cpu: tuple[float, ...]  # images/s
 
     def stack(self, scale: int) -> Stack:
+        """The network at one of the scales 0, 1, 2."""
         channels = self.channels[scale]
         return Stack(partial(self.block, c=channels, scale=scale), channels)
 
@@ -94,6 +100,27 @@ class Guideline(NamedTuple):
     says: str
     lines: tuple[Line, ...]
     fastest: int
+    note: str = ""
+
+    def verdict(self, name: str, times: npt.NDArray[np.float64]) -> str:
+        """One sentence on times (turns, lines, scales): whether the row that ought to be the fastest was so, at which scales.
+
+        It is where each other row takes longer in three turns of four.
+        """
+        first = self.lines[self.fastest].name
+        lower, median, upper = np.percentile(
+            times[:, [self.fastest]] / times, (25, 50, 75), axis=0
+        )  # speeds relative to that row
+        others = [i for i in range(len(self.lines)) if i != self.fastest]
+        held = [f"x{1 << scale}" for scale in range(times.shape[2]) if (upper[others, scale] < 1).all()]
+        spread = np.max(upper - lower)
+        last = others[int(np.argmin(median[others].mean(axis=1)))]
+        speeds = ", ".join(f"{speed:.2f}" for speed in median[last])
+        where = "at every scale" if len(held) == times.shape[2] else f"only at {', '.join(held)}" if held else "at no scale"
+        return (
+            f"{name}, {self.says}, holds here {where}: {self.lines[last].name} runs at {speeds} of the speed of {first} "
+            f"(turns differ: the middle half of any such ratio spans {spread:.2f} at most).{self.note}"
+        )
 
 
 def two_widths(ops: Ops[T], x: T, name: str, c: int, scale: int, wide: int) -> T:
@@ -189,8 +216,26 @@ GUIDELINES = {
             )
         ),
         fastest=3,
+        note=" The engine folds both operations into the convolution before them; the paper's runtimes did not.",
     ),
 }
+
+
+def cost(net: Stack) -> tuple[int, int]:
+    """Values read and written, and multiply-adds, of all blocks."""
+    ops = Cost()
+    net(ops, Map((1, SIDE, SIDE, 3)))
+    rows = ops.rows[1:-1]  # without what comes before the blocks, and after
+    return sum(row.read + row.written for row in rows) // FLOAT, sum(row.macs for row in rows)
+
+
+def draw(net: Stack) -> Params:
+    """Weights under which values neither vanish nor grow, since there is no batch normalisation: tiny floats take longer."""
+    rng = np.random.default_rng(0)
+    return {
+        name: (rng.standard_normal(shape) / math.sqrt(math.prod(shape[:-1]))).astype(np.float32)
+        for name, shape in parameter_shapes(net).items()
+    }
 
 
 def memory_access(h: int, w: int, c1: int, c2: int, groups: int = 1) -> int:
