@@ -32,7 +32,7 @@ def test_a_name_that_is_not_there():
 RANKS = [  # a module imports from rooms of its own or a higher number only
     {"export"},
     {"classify"},
-    {"audit", "train", "gradcheck", "peers", "visualise", "explain"},
+    {"audit", "train", "gradcheck", "peers", "visualise", "explain", "trace"},
     {"sgd"},
     {"cli", "data", "weights"},
     {"experiments", "figures", "init", "image", "labels", "torchfile"},
