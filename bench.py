@@ -41,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise PyShuffleError("--train goes without --sweep, --profile and --plot")
     if min(args.batch, args.rounds) < 1:
         raise ShapeError(f"batch={args.batch}, rounds={args.rounds}: both must be at least 1")
+    figure = sheet() if args.plot else None
     results: dict[str, Any] = {"size": args.size, "batch": args.batch, "threads": args.threads}
     if args.guideline:
         results["guideline"] = guideline(args)
@@ -51,8 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         net = cli.net_from_options(args)
         results |= nets.describe(net) | one(net, args)
-    if args.plot:
-        plot(results, args.plot)
+    if figure:
+        plot(results, figure)
+        figure.savefig(args.plot)
     if args.json:
         args.json.write_text(json.dumps(results, indent=1))
     return 0
@@ -306,13 +308,17 @@ def pictures(args: argparse.Namespace) -> Array:
     return np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
 
 
-def plot(results: dict[str, Any], file: Path) -> None:
-    """Speed against multiply-adds, the rows of a guideline, or the time of each step. Raises PyShuffleError without matplotlib."""
+def sheet() -> Any:
+    """What to draw on. Raises PyShuffleError without matplotlib."""
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError:
         raise PyShuffleError("--plot needs matplotlib: pip install 'pyshuffle[plot]'") from None
-    figure = Figure(figsize=(9, 6), layout="constrained")
+    return Figure(figsize=(9, 6), layout="constrained")
+
+
+def plot(results: dict[str, Any], figure: Any) -> None:
+    """Speed against multiply-adds, the rows of a guideline, or the time of each step."""
     axes = figure.subplots()
     if "sweep" in results or "table8" in results:
         rows = results.get("sweep") or results["table8"]
@@ -321,7 +327,7 @@ def plot(results: dict[str, Any], file: Path) -> None:
             points = [
                 (row["macs"] / 1e6, row["images_per_s"], row["network"]) for row in rows if row["network"].split()[1] == family
             ]
-            macs, speeds, labels = zip(*points, strict=True)
+            macs, speeds, labels = zip(*sorted(points), strict=True)
             axes.plot(macs, speeds, "o-" if "table8" in results else "o", color=f"C{number}", label=family)
             for point in zip(labels, macs, speeds, strict=True):
                 axes.annotate(" ".join(point[0].split()[2:]).replace("--", ""), point[1:], fontsize=7)
@@ -348,7 +354,6 @@ def plot(results: dict[str, Any], file: Path) -> None:
         axes.tick_params(axis="y", labelsize=6)
         axes.set(xlabel="microseconds, one thread")
         axes.legend()
-    figure.savefig(file)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
