@@ -238,16 +238,10 @@ def draw(net: Stack) -> Params:
     }
 
 
-def memory_access(h: int, w: int, c1: int, c2: int, groups: int = 1) -> int:
-    """Values that a 1x1 convolution reads and writes: h w (c1 + c2) + c1 c2 / g. For a given B = h w c1 c2 it is at least
-    2 sqrt(h w B) + B / (h w), and that where c1 = c2 (V2, section 2, G1)."""
-    return h * w * (c1 + c2) + c1 * c2 // groups
-
-
 # Networks -----------------------------------------------------------------------------------------------------------------------
 
 
-class Peer(NamedTuple):
+class Row8(NamedTuple):
     """A row of V2's table 8."""
 
     level: int  # about so many MMACs
@@ -259,22 +253,22 @@ class Peer(NamedTuple):
 
 
 TABLE8 = (
-    Peer(40, ShuffleNetV2(0.5), 224, 39.7, 417, 57.0),
-    Peer(40, ShuffleNetV1(0.5, groups=3), 224, 43.2, 347, 56.8),
-    Peer(40, MobileNetV1(0.25), 224, 49.4, 502, 36.4),
-    Peer(40, MobileNetV2(0.4), 160, 43.4, 333, 33.2),
-    Peer(40, MobileNetV2(0.15), 224, 55.1, 351, 33.6),
-    Peer(140, ShuffleNetV2(1.0), 224, 30.6, 341, 24.4),
-    Peer(140, ShuffleNetV1(1.0, groups=3), 224, 32.6, 213, 21.8),
-    Peer(140, MobileNetV1(0.5), 224, 36.3, 382, 16.5),
-    Peer(140, MobileNetV2(0.75), 192, 32.1, 235, 15.9),
-    Peer(140, MobileNetV2(0.6), 224, 33.3, 249, 14.9),
-    Peer(300, ShuffleNetV2(1.5), 224, 27.4, 255, 11.8),
-    Peer(300, ShuffleNetV1(1.5, groups=3), 224, 28.5, 164, 10.3),
-    Peer(300, MobileNetV1(0.75), 224, 31.6, 314, 10.6),
-    Peer(300, MobileNetV2(1.0), 224, 28.0, 180, 8.9),
-    Peer(500, ShuffleNetV2(2.0), 224, 25.1, 217, 6.7),
-    Peer(500, ShuffleNetV1(2.0, groups=3), 224, 26.3, 133, 6.4),
-    Peer(500, MobileNetV1(1.0), 224, 29.4, 247, 6.5),
-    Peer(500, MobileNetV2(1.4), 224, 25.3, 137, 5.4),
+    Row8(40, ShuffleNetV2(0.5), 224, 39.7, 417, 57.0),
+    Row8(40, ShuffleNetV1(0.5, groups=3), 224, 43.2, 347, 56.8),
+    Row8(40, MobileNetV1(0.25), 224, 49.4, 502, 36.4),
+    Row8(40, MobileNetV2(0.4), 160, 43.4, 333, 33.2),
+    Row8(40, MobileNetV2(0.15), 224, 55.1, 351, 33.6),
+    Row8(140, ShuffleNetV2(1.0), 224, 30.6, 341, 24.4),
+    Row8(140, ShuffleNetV1(1.0, groups=3), 224, 32.6, 213, 21.8),
+    Row8(140, MobileNetV1(0.5), 224, 36.3, 382, 16.5),
+    Row8(140, MobileNetV2(0.75), 192, 32.1, 235, 15.9),
+    Row8(140, MobileNetV2(0.6), 224, 33.3, 249, 14.9),
+    Row8(300, ShuffleNetV2(1.5), 224, 27.4, 255, 11.8),
+    Row8(300, ShuffleNetV1(1.5, groups=3), 224, 28.5, 164, 10.3),
+    Row8(300, MobileNetV1(0.75), 224, 31.6, 314, 10.6),
+    Row8(300, MobileNetV2(1.0), 224, 28.0, 180, 8.9),
+    Row8(500, ShuffleNetV2(2.0), 224, 25.1, 217, 6.7),
+    Row8(500, ShuffleNetV1(2.0, groups=3), 224, 26.3, 133, 6.4),
+    Row8(500, MobileNetV1(1.0), 224, 29.4, 247, 6.5),
+    Row8(500, MobileNetV2(1.4), 224, 25.3, 137, 5.4),
 )
