@@ -17,11 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from pyshuffle import cli, engine, nets, sgd
+from pyshuffle import cli, engine, nets, sgd, tables
 from pyshuffle.backends.cost import count
 from pyshuffle.engine.profile import Row, peak, profile
 from pyshuffle.errors import PyShuffleError, ShapeError
+from pyshuffle.experiments import GUIDELINES, SIDE, TABLE8, cost, draw
 from pyshuffle.init import initialise
 from pyshuffle.peers import Job, Peer, Recipe
 from pyshuffle.types import Array, Params
@@ -39,14 +41,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise PyShuffleError("--train goes without --sweep, --profile and --plot")
     if min(args.batch, args.rounds) < 1:
         raise ShapeError(f"batch={args.batch}, rounds={args.rounds}: both must be at least 1")
+    figure = sheet() if args.plot else None
     results: dict[str, Any] = {"size": args.size, "batch": args.batch, "threads": args.threads}
-    if args.sweep:
+    if args.guideline:
+        results["guideline"] = guideline(args)
+    elif args.table8:
+        results["table8"] = table8(args)
+    elif args.sweep:
         results["sweep"] = sweep(args)
     else:
         net = cli.net_from_options(args)
         results |= nets.describe(net) | one(net, args)
-    if args.plot:
-        plot(results, args.plot)
+    if figure:
+        plot(results, figure)
+        figure.savefig(args.plot)
     if args.json:
         args.json.write_text(json.dumps(results, indent=1))
     return 0
@@ -220,6 +228,69 @@ def sweep(args: argparse.Namespace) -> list[dict[str, Any]]:
     return table
 
 
+def guideline(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """One of the four experiments of V2's section 2, on one thread of this processor."""
+    experiment = GUIDELINES[args.guideline]
+    stacks = [[line.stack(scale) for scale in range(3)] for line in experiment.lines]
+    images = np.random.default_rng(0).standard_normal((1, SIDE, SIDE, 3), dtype=np.float32)
+    models = [engine.compile(net, draw(net), images.shape, 1) for row in stacks for net in row]  # type: ignore[arg-type]
+    times = in_turn([partial(model, images) for model in models], args.rounds).reshape(args.rounds, len(stacks), 3)
+    table = []
+    for scale in range(3):
+        for i, line in enumerate(experiment.lines):
+            low, median, high = np.percentile(1 / times[:, i, scale], (25, 50, 75))
+            access, macs = cost(stacks[i][scale])
+            table.append(
+                {"scale": f"x{1 << scale}", "row": line.name, "channels": line.channels[scale], "memory_access": access, "macs": macs,
+                 "images_per_s": median, "quartiles": [low, high], "gpu": line.gpu[scale], "cpu": line.cpu[scale]}
+            )  # fmt: skip
+    headings = ("", args.guideline, "channels", "M values", "MFLOPs", "images/s", "half of the turns", "paper: GPU", "CPU")
+    cells = [
+        (row["scale"], row["row"], row["channels"], f"{row['memory_access'] / 1e6:.2f}", f"{row['macs'] / 1e6:.1f}",
+         f"{row['images_per_s']:.1f}", "{:.1f} to {:.1f}".format(*row["quartiles"]), row["gpu"], row["cpu"])
+        for row in table
+    ]  # fmt: skip
+    print(tables.render(headings, cells, args.form, left=2))
+    print(f"\n{experiment.verdict(args.guideline, times)}")
+    return table
+
+
+def table8(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """V2's table 8, with the speed of one thread of this processor."""
+    runs = []
+    for peer in TABLE8:
+        images = np.random.default_rng(0).standard_normal((1, peer.size, peer.size, 3), dtype=np.float32)
+        runs.append(partial(engine.compile(peer.net, initialise(peer.net), images.shape, 1), images))
+    times = in_turn(runs, args.rounds)
+    table = []
+    for peer, turns in zip(TABLE8, times.T, strict=True):
+        low, median, high = np.percentile(1 / turns, (25, 50, 75))
+        rows = count(peer.net, peer.size)
+        table.append(
+            {"level": peer.level, "network": cli.options_of(peer.net), "size": peer.size, "macs": sum(row.macs for row in rows),
+             "params": sum(row.params for row in rows), "images_per_s": median, "quartiles": [low, high], "error": peer.error,
+             "gpu": peer.gpu, "arm": peer.arm}
+        )  # fmt: skip
+    headings = ("level", "network", "MMACs", "parameters", "images/s", "half of the turns", "paper: error", "GPU", "ARM")
+    cells = [
+        (f"{row['level']}M", f"{row['network']} --size {row['size']}", f"{row['macs'] / 1e6:.1f}", row["params"],
+         f"{row['images_per_s']:.1f}", "{:.1f} to {:.1f}".format(*row["quartiles"]), f"{row['error']}%", row["gpu"], row["arm"])
+        for row in table
+    ]  # fmt: skip
+    print(tables.render(headings, cells, args.form, left=2))
+    return table
+
+
+def in_turn(runs: Sequence[Callable[[], Any]], rounds: int) -> npt.NDArray[np.float64]:
+    """Seconds (rounds, runs): every run in every round, the median of some calls."""
+    for run in runs:
+        seconds(run)  # compiles
+    calls = [max(1, round(TURN / 6 / seconds(run))) for run in runs]
+    return np.array(
+        [[np.median([seconds(run) for _ in range(n)]) for run, n in zip(runs, calls, strict=True)] for _ in range(rounds)]
+    )
+
+
 def every_net() -> Iterator[tuple[str, nets.Net]]:
     """Every architecture, width and group count, once each."""
     seen = set()
@@ -237,19 +308,41 @@ def pictures(args: argparse.Namespace) -> Array:
     return np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
 
 
-def plot(results: dict[str, Any], file: Path) -> None:
-    """Speed against multiply-adds for a sweep, otherwise the time of each step. Raises PyShuffleError without matplotlib."""
+def sheet() -> Any:
+    """What to draw on. Raises PyShuffleError without matplotlib."""
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError:
         raise PyShuffleError("--plot needs matplotlib: pip install 'pyshuffle[plot]'") from None
-    figure = Figure(figsize=(9, 6), layout="constrained")
+    return Figure(figsize=(9, 6), layout="constrained")
+
+
+def plot(results: dict[str, Any], figure: Any) -> None:
+    """Speed against multiply-adds, the rows of a guideline, or the time of each step."""
     axes = figure.subplots()
-    if "sweep" in results:
-        for row in results["sweep"]:
-            axes.scatter(row["macs"] / 1e6, row["images_per_s"], color="C0" if row["network"].startswith("arch v2") else "C1")
-            axes.annotate(row["network"].removeprefix("arch "), (row["macs"] / 1e6, row["images_per_s"]), fontsize=7)
+    if "sweep" in results or "table8" in results:
+        rows = results.get("sweep") or results["table8"]
+        families = list(dict.fromkeys(row["network"].split()[1] for row in rows))
+        for number, family in enumerate(families):
+            points = [
+                (row["macs"] / 1e6, row["images_per_s"], row["network"]) for row in rows if row["network"].split()[1] == family
+            ]
+            macs, speeds, labels = zip(*sorted(points), strict=True)
+            axes.plot(macs, speeds, "o-" if "table8" in results else "o", color=f"C{number}", label=family)
+            for point in zip(labels, macs, speeds, strict=True):
+                axes.annotate(" ".join(point[0].split()[2:]).replace("--", ""), point[1:], fontsize=7)
         axes.set(xscale="log", yscale="log", xlabel="million multiply-adds", ylabel="images/s")
+        axes.legend()
+    elif "guideline" in results:
+        rows = results["guideline"]
+        names = list(dict.fromkeys(row["row"] for row in rows))
+        for number, (column, label) in enumerate((("images_per_s", "here"), ("gpu", "paper, GPU"), ("cpu", "paper, CPU"))):
+            fastest = [max(row[column] for row in rows if row["scale"] == given["scale"]) for given in rows]
+            places = [i // len(names) * (len(names) + 1) + i % len(names) + 0.25 * number for i in range(len(rows))]
+            axes.bar(places, [row[column] / most for row, most in zip(rows, fastest, strict=True)], width=0.25, label=label)
+        axes.set_xticks(places, [f"{row['row']} {row['scale']}" for row in rows], rotation=45, ha="right", fontsize=7)
+        axes.set(ylabel="speed, relative to the fastest at each scale")
+        axes.legend()
     else:
         rows = results["profile"]
         kinds = list(dict.fromkeys(row["kind"] for row in rows))
@@ -261,7 +354,6 @@ def plot(results: dict[str, Any], file: Path) -> None:
         axes.tick_params(axis="y", labelsize=6)
         axes.set(xlabel="microseconds, one thread")
         axes.legend()
-    figure.savefig(file)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -279,11 +371,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--profile", action="store_true", help="time by layer and by kind of step")
     parser.add_argument("--no-startup", dest="startup", action="store_false", help="leave out what the first calls cost")
     parser.add_argument("--sweep", action="store_true", help="all networks instead of one")
+    parser.add_argument("--guideline", choices=GUIDELINES, help="one of the four experiments of V2's section 2, on one thread")
+    parser.add_argument("--table8", action="store_true", help="the networks of V2's table 8, on one thread")
+    tables.add_options(parser)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there, too")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the sweep, or the profile")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the sweep, the table, the guideline, or the profile")
     args = parser.parse_args(argv)
     args.startup &= not args.train
-    args.profile |= bool(args.plot) and not args.sweep
+    args.profile |= bool(args.plot) and not (args.sweep or args.guideline or args.table8)
     return args
 
 

@@ -11,6 +11,8 @@ __version__ = "0.2.1"
 _HOMES = {
     "ShuffleNetV1": "nets",
     "ShuffleNetV2": "nets",
+    "MobileNetV1": "nets",
+    "MobileNetV2": "nets",
     "Reference": "backends.reference",
     "Numba": "backends.numba",
     "Tape": "backends.tape",

@@ -1,4 +1,7 @@
-"""A network layer by layer, beside what its paper says of it: `python -m pyshuffle.audit --arch v1 --groups 3`"""
+"""What is printed of the networks, beside what is counted: `python -m pyshuffle.audit`; one of them: `--arch v1 --groups 3 --layers`.
+
+Exit code 0: all that is printed is what is counted, but for the listed misprints; 1: something is not.
+"""
 
 import argparse
 import json
@@ -7,11 +10,14 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from . import cli, nets
-from .backends.cost import Row, count
+from . import cli, nets, tables
+from .backends.cost import FLOAT, Cost, Map, Row, count
+from .errors import ArchError
+from .experiments import UNITS
+from .figures import counted, figures, misprints
 
 SIZE, CLASSES = 224, 1000  # of the published figures
-HEADINGS = ("layer", "operation", "output", "parameters", "multiply-adds", "bytes read", "written", "field")
+HEADINGS = ("layer", "operation", "output", "parameters", "multiply-adds", "memory access", "intensity", "field")
 
 
 class Totals(NamedTuple):
@@ -26,26 +32,75 @@ class Totals(NamedTuple):
 
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
-    nets.check_size(args.size)
+    if args.unit:
+        return unit(args)
+    if not (args.layers or args.json or args.size or cli.names_net(args)):
+        return check_all(args.form)
+    size = args.size or SIZE
+    nets.check_size(size)
     net = cli.net_from_options(args)
-    rows = count(net, args.size)
+    rows = count(net, size)
     totals = add_up(rows)
     if args.json:
-        answer: dict[str, Any] = {"net": nets.describe(net), "size": args.size, "rows": [entry(row) for row in rows]}
+        answer: dict[str, Any] = {"net": nets.describe(net), "size": size, "rows": [entry(row) for row in rows]}
         print(json.dumps(answer | {"totals": totals._asdict(), "published": net.published._asdict()}, indent=1))
+    elif args.form != "text":
+        print(layers(rows, args.form))
     else:
-        print(f"{net}, {args.size} x {args.size} pixels", table(rows), summary(totals), sep="\n\n")
-        print(verdict(net, args.size, totals), *net.published.notes, sep="\n")
+        print(f"{net}, {size} x {size} pixels\n", *([layers(rows), ""] if args.layers else []), summary(totals), "", sep="\n")
+        print(verdict(net, size, totals), *net.published.notes, sep="\n")
     return 0
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    about = "Count a network layer by layer, beside what its paper says of it."
+    about = "Compare every published figure with what is counted, or, with options that name a network, count that one."
     parser = cli.Parser(prog="python -m pyshuffle.audit", description=about)
     cli.add_net_options(parser)
-    parser.add_argument("--size", type=int, default=SIZE, help="of the image, in pixels (default: %(default)s)")
+    parser.add_argument("--size", type=int, help=f"of the image, in pixels (default: {SIZE})")
+    parser.add_argument("--layers", action="store_true", help="a row for every operation")
+    parser.add_argument("--unit", choices=UNITS, help="the cost of a residual unit, as V1 compares them in section 3.2")
+    parser.add_argument("--channels", type=int, default=240, help="of the unit (default: %(default)s)")
+    parser.add_argument("--bottleneck", type=int, default=60, help="channels of the unit's 3x3 (default: %(default)s)")
+    parser.add_argument("--map", type=int, default=28, help="of the unit: side of its maps in pixels (default: %(default)s)")
+    tables.add_options(parser)
     parser.add_argument("--json", action="store_true", help="answer in JSON")
     return parser.parse_args(argv)
+
+
+def check_all(form: str) -> int:
+    """Every published figure and the same counted here."""
+    rows, wrong = [], 0
+    for figure in figures():
+        here = counted(figure)
+        right = (here == figure.printed) != figure.misprint
+        wrong += not right
+        says = "NOT EQUAL" if not right else "misprint" if figure.misprint else "equal"
+        quantity = figure.quantity.replace("_", " ") + (", rounded up" if figure.rounded_up else "")
+        rows.append((says, cli.options_of(figure.net), quantity, figure.printed, here, figure.source))
+    print(tables.render(("", "network", "figure", "printed", "counted", "where"), rows, form, left=6))
+    if form == "text":
+        print("\nMisprints in widely copied tables:", *misprints(), sep="\n")
+        print(f"\n{len(rows)} figures, {f'{wrong} of them NOT EQUAL' if wrong else 'equal on every line that is no misprint'}")
+    return 1 if wrong else 0
+
+
+def unit(args: argparse.Namespace) -> int:
+    """A residual unit, by the paper's formula and counted."""
+    c, m, side, g = args.channels, args.bottleneck, args.map, getattr(args, "groups", 3)
+    if min(c, m, side, g) < 1 or c % g or m % g:
+        raise ArchError(f"channels={c}, bottleneck={m}, map={side}: channels of both kinds must be divisible by groups={g}")
+    lines, wrong = [], 0
+    for name, (formula, cost, main) in UNITS.items():
+        ops, x = Cost(), Map((1, side, side, c))
+        ops.relu(ops.add(x, main(ops, x, c, m, g)))
+        here, there = sum(row.macs for row in ops.rows), cost(side * side, c, m, g)
+        wrong += here != there
+        lines.append(f"{name:<11} {formula:<23} = {there:>12,}, counted {here:>12,}: {'equal' if here == there else 'NOT EQUAL'}")
+        if name == args.unit:
+            print(layers(ops.rows, args.form))
+    if args.form == "text":
+        print("", *lines, sep="\n")
+    return 1 if wrong else 0
 
 
 def add_up(rows: Sequence[Row]) -> Totals:
@@ -58,17 +113,16 @@ def entry(row: Row) -> dict[str, Any]:
     return row._asdict() | {"output": row.output.shape[1:], "field": row.output.field}
 
 
-def table(rows: Sequence[Row]) -> str:
-    """All rows, every column as wide as its widest cell."""
-    cells = [HEADINGS, *map(cells_of, rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    layout = "  ".join(f"{{:{'<' if i < 2 else '>'}{width}}}" for i, width in enumerate(widths))
-    return "\n".join(layout.format(*row) for row in cells)
-
-
-def cells_of(row: Row) -> tuple[str, ...]:
-    numbers = (row.params, row.macs, row.read, row.written, row.output.field)
-    return row.name, row.op, "x".join(map(str, row.output.shape[1:])), *(f"{number:,}" for number in numbers)
+def layers(rows: Sequence[Row], form: str = "text") -> str:
+    """A line for every operation. Memory access is in values read and written, as V2 counts it; intensity, multiply-adds for each."""
+    number = "{:,}" if form == "text" else "{}"
+    cells = []
+    for row in rows:
+        access = (row.read + row.written) // FLOAT
+        numbers = (number.format(value) for value in (row.params, row.macs, access))
+        shape = "x".join(map(str, row.output.shape[1:]))
+        cells.append((row.name, row.op, shape, *numbers, f"{row.macs / access:.2f}", row.output.field))
+    return tables.render(HEADINGS, cells, form, left=2)
 
 
 def summary(totals: Totals) -> str:

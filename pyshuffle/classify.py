@@ -22,6 +22,7 @@ from .weights import Checkpoint
 
 DEFAULT = "shufflenet_v2_x0_5_tiny_imagenet.npz"
 PACKAGE = Path(__file__).parent
+EXPLAINED = 3  # classes that --explain draws
 BAR = 20  # characters for a probability of 1
 EIGHTHS = " ▏▎▍▌▋▊▉█"
 
@@ -41,7 +42,10 @@ def main(argv: list[str] | None = None) -> int:
     preprocess = image.PRESETS.get(args.preprocess) or checkpoint.preprocess or image.TORCHVISION
     compiled = functools.cache(lambda: predictor(checkpoint, preprocess.crop))  # when the first image has been read
     answers, failures = [], 0
-    for file in files_of(args.images):
+    files = files_of(args.images)
+    if args.explain and (len(files) > 1 or files == ["-"]):
+        raise ImageError("--explain draws one image, from a file")
+    for file in files:
         try:
             pixels = load(file, preprocess)
         except ImageError as error:
@@ -49,6 +53,8 @@ def main(argv: list[str] | None = None) -> int:
             failures += 1
             continue
         top = best(compiled()(pixels), labels, args.top)
+        if args.explain:
+            explain(checkpoint, file, pixels, preprocess, top, args.explain)
         answers.append({"file": file, "top": top})
         if not args.json:
             print(file, *(line(guess, sys.stdout) for guess in top), sep="\n")
@@ -63,6 +69,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--weights", type=Path, metavar="FILE", help="a checkpoint (default: the one that comes with pyshuffle)")
     parser.add_argument("--labels", type=Path, metavar="FILE", help="class names, one a line (default: the checkpoint's)")
     parser.add_argument("--top", type=positive, default=5, metavar="N", help="how many guesses (default: %(default)s)")
+    parser.add_argument("--explain", type=Path, metavar="OUT.png", help="draw where in the image the likeliest classes are seen")
     parser.add_argument("--json", action="store_true", help="answer in JSON")
     parser.add_argument("--preprocess", choices=image.PRESETS, help="how to prepare images (default: as the checkpoint says)")
     return parser.parse_args(argv)
@@ -133,6 +140,18 @@ def best(probabilities: Array, labels: Sequence[str], top: int) -> list[Guess]:
     """The likeliest `top` classes, or all if there are fewer."""
     order = np.argsort(-probabilities, kind="stable")[:top]
     return [Guess(index=int(i), label=labels[i], probability=round(float(probabilities[i]), 6)) for i in order]
+
+
+def explain(
+    checkpoint: Checkpoint, file: str, pixels: Array, preprocess: image.Preprocess, top: Sequence[Guess], out: Path
+) -> None:
+    """Draw the image, and the class activation maps of the likeliest classes over it. Raises PyShuffleError."""
+    from .explain import activation_maps, draw
+    from .visualise import save
+
+    maps, _ = activation_maps(checkpoint.net, checkpoint.params, pixels)
+    captions = [(guess["index"], f"{guess['probability']:.1%} {guess['label']}") for guess in top[:EXPLAINED]]
+    save(out, draw(image.decode(file), preprocess, maps, captions))
 
 
 def line(guess: Guess, stream: TextIO) -> str:

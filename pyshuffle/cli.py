@@ -1,6 +1,7 @@
 """What the command lines share: options that name a network, and errors in one line, never a traceback."""
 
 import argparse
+import contextlib
 import io
 import os
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from . import nets
-from .errors import PyShuffleError
+from .errors import ArchError, PyShuffleError
 
 FAILED = 2  # as argparse exits
 INTERRUPTED = 128 + 2  # as shells report a program that a signal ended: SIGINT
@@ -78,6 +79,24 @@ def net_from_options(args: argparse.Namespace, **settings: Any) -> nets.Net:
     """The network that the options name, with `settings` besides. Raises ArchError."""
     given = {name: getattr(args, name) for name in ("arch", *_settings()) if hasattr(args, name)}
     return nets.build(**{"arch": nets.DEFAULT, **given, **settings})
+
+
+def names_net(args: argparse.Namespace) -> bool:
+    """Whether any of the options that name a network is given."""
+    return any(hasattr(args, name) for name in ("arch", *_settings()))
+
+
+def options_of(net: nets.Net) -> str:
+    """The options that name a network, without those that say what goes without saying."""
+    settings = nets.describe(net)
+    for name in [name for name in settings if name not in ("arch", "width")]:
+        fewer = {other: value for other, value in settings.items() if other != name}
+        with contextlib.suppress(ArchError):
+            settings = fewer if nets.build(**fewer) == net else settings
+    return " ".join(
+        f"--{'' if value else 'no-'}{name}" if isinstance(value, bool) else f"--{name} {value}"
+        for name, value in ((name.replace("_", "-"), value) for name, value in settings.items())
+    )
 
 
 def _settings() -> dict[str, str]:

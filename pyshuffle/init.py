@@ -16,14 +16,15 @@ def initialise(net: Net, seed: int = 0) -> Params:
     rng = np.random.default_rng(seed)
     shapes = parameter_shapes(net)
     first = next(iter(shapes))
-    return {name: _draw(name, shape, name == first, rng) for name, shape in shapes.items()}
+    linear = {name.removesuffix("weight") + "bias" for name, shape in shapes.items() if len(shape) == 2}
+    return {name: _draw(name, shape, name == first, name in linear, rng) for name, shape in shapes.items()}
 
 
-def _draw(name: str, shape: tuple[int, ...], first: bool, rng: np.random.Generator) -> Array:
+def _draw(name: str, shape: tuple[int, ...], first: bool, of_linear: bool, rng: np.random.Generator) -> Array:
     if len(shape) > 1:
         fan = shape[2] if len(shape) == 4 else 1  # a depthwise filter (3, 3, C) sees one channel
         deviation = 0.01 if first or len(shape) == 2 else 1 / fan
         return (deviation * rng.standard_normal(shape)).astype(np.float32)
-    bias = 0.0 if name == "fc.bias" else 1e-4
+    bias = 0.0 if of_linear else 1e-4
     value = {"weight": 1.0, "bias": bias, "running_mean": 0.0, "running_var": 1.0}[name.rpartition(".")[2]]
     return np.full(shape, value, np.float32)

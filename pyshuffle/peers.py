@@ -8,6 +8,7 @@ to give logits, or to train: then a call is a step, and the answer the losses of
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import subprocess
@@ -206,8 +207,8 @@ def _torch_ops(params: Params, train: bool) -> tuple[Ops[Any], dict[str, Any]]:
         def batchnorm(self, x: Any, name: str) -> Any:
             return functional.batch_norm(x, *(tensors[f"{name}.{entry}"] for entry in BATCHNORM), training=train, eps=EPS)
 
-        def relu(self, x: Any) -> Any:
-            return functional.relu(x)
+        def relu(self, x: Any, limit: float = math.inf) -> Any:
+            return functional.relu(x) if limit == math.inf else functional.hardtanh(x, 0.0, limit)
 
         def maxpool(self, x: Any) -> Any:
             return functional.max_pool2d(x, 3, 2, 1)

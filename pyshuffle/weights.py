@@ -179,9 +179,15 @@ def _our_name(name: str) -> str:
 def _infer(entries: Entries) -> Net:
     """The network whose names and shapes differ least from those of a file, whatever its number of classes."""
     shapes = {name: array.shape for name, array in entries.items() if not name.endswith(COUNTER)}
-    (classes,) = shapes.get("fc.weight", ())[:1] or (1000,)
-    nets = (_with(net, classes=classes) for kind in ARCHS.values() for net in kind.variants())
+    nets = (_with(net, classes=_classes(net, shapes)) for kind in ARCHS.values() for net in kind.variants())
     return min(nets, key=lambda net: len(_disk_shapes(net).items() ^ shapes.items()))
+
+
+def _classes(net: Net, shapes: Mapping[str, Shape]) -> int:
+    """How many there would be in a file if it held this network, whose one linear layer is the classifier."""
+    (name,) = (name for name, shape in _disk_shapes(net).items() if len(shape) == 2)
+    (classes,) = shapes.get(name, ())[:1] or (net.classes,)
+    return classes
 
 
 def _with(net: Net, **settings: Any) -> Net:

@@ -1,18 +1,118 @@
 """The audit: figures of the papers, the table, and what it says of both."""
 
+import csv
 import json
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
-from pyshuffle import audit, cli
-from pyshuffle.backends.cost import count
+from pyshuffle import audit, cli, figures, nets
+from pyshuffle.backends.cost import count, parameter_shapes
 from pyshuffle.errors import ArchError
-from pyshuffle.nets import ShuffleNetV1, ShuffleNetV2
+from pyshuffle.nets import ShuffleNetV1, ShuffleNetV2, mobilenet, shufflenet_v1, shufflenet_v2
 
 
 def output(capsys, *arguments: str) -> str:
     assert audit.main(list(arguments)) == 0
     return capsys.readouterr().out
+
+
+# Every figure -------------------------------------------------------------------------------------------------------------------
+
+
+def test_every_printed_figure_is_what_is_counted(capsys):
+    _, *lines = output(capsys).split("\n\n")[0].splitlines()
+    said = [line.split()[0] for line in lines]
+    assert len(said) > 100
+    assert set(said) == {"equal", "misprint"}
+    assert said.count("misprint") == sum(figure.misprint for figure in figures.figures())
+
+
+def test_a_figure_is_compared_in_the_form_in_which_it_is_printed():
+    net = ShuffleNetV2(2.0)
+    for quantity, printed, rounded_up, here in (
+        ("parameters", "7402600", False, "7402600"),
+        ("parameters", "6.7M", False, "7.4M"),
+        ("mmacs", "590.78", False, "590.78"),
+        ("mmacs", "590", False, "591"),
+        ("mmacs", "0.1", True, "590.8"),
+        ("channels", "", False, "24 244 488 976 2048"),
+    ):
+        assert figures.counted(figures.Figure(net, quantity, printed, "", rounded_up)) == here
+
+
+def changed(value: Any) -> Iterator[Any]:
+    """The value with each of its numbers larger, one at a time, by what all groups divide."""
+    if isinstance(value, dict):
+        yield from ({**value, key: new} for key, old in value.items() for new in changed(old))
+    elif isinstance(value, tuple):
+        yield from ((*value[:i], new, *value[i + 1 :]) for i, old in enumerate(value) for new in changed(old))
+    elif isinstance(value, int):
+        yield value + 192 if value > 5 else value + 1 if value > 2 else 3 - value
+
+
+CHANNELS = [
+    (shufflenet_v1, "STAGE2"), (shufflenet_v1, "STEM"), (shufflenet_v1, "STEM_OF_AUTHORS"), (shufflenet_v1, "REPEATS"),
+    (shufflenet_v2, "STEM"), (shufflenet_v2, "WIDTHS"), (shufflenet_v2, "REPEATS"),
+    (mobilenet, "V1_STEM"), (mobilenet, "V1_UNITS"), (mobilenet, "V2_STEM"), (mobilenet, "V2_LAST"), (mobilenet, "V2_UNITS"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("module", "name"), CHANNELS, ids=lambda value: getattr(value, "__name__", value))
+def test_no_channel_count_can_change_unseen(module, name, monkeypatch, capsys):
+    """Nor the number of units, their strides or expansions."""
+    for value in changed(getattr(module, name)):
+        monkeypatch.setattr(module, name, value)
+        parameter_shapes.cache_clear()
+        assert audit.main([]) == 1, f"{name} = {value}"
+        assert "NOT EQUAL" in capsys.readouterr().out
+    monkeypatch.undo()
+    parameter_shapes.cache_clear()
+
+
+def test_the_networks_of_the_figures_are_named_by_options():
+    """The same that the command line takes."""
+    parser = cli.Parser()
+    cli.add_net_options(parser)
+    for figure in figures.figures():
+        assert cli.net_from_options(parser.parse_args(cli.options_of(figure.net).split())) == figure.net
+    assert (
+        cli.options_of(ShuffleNetV2(extra_depthwise=True, shuffle=False))
+        == "--arch v2 --width 1.0 --extra-depthwise --no-shuffle"
+    )
+
+
+def test_the_misprints_are_listed(capsys):
+    said = output(capsys)
+    for note in (*ShuffleNetV1().published.notes, *ShuffleNetV2(2.0).published.notes, *nets.MobileNetV1().published.notes):
+        assert note in said
+
+
+# Units --------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("unit", ["resnet", "resnext", "shufflenet"])
+def test_a_unit_costs_what_the_paper_says(unit, capsys):
+    said = output(capsys, "--unit", unit, "--channels", "24", "--bottleneck", "12", "--map", "7", "--groups", "4")
+    macs = {
+        "resnet": 49 * (2 * 24 * 12 + 9 * 144),
+        "resnext": 49 * (2 * 24 * 12 + 9 * 36),
+        "shufflenet": 49 * (2 * 24 * 3 + 9 * 12),
+    }
+    for name, cost in macs.items():
+        assert f"{name} " in said
+        assert f"= {cost:>12,}, counted {cost:>12,}: equal" in said
+    table = said.split("\n\n")[0].splitlines()
+    assert sum(int(line.split()[-4].replace(",", "")) for line in table[1:]) == macs[unit]
+
+
+def test_a_unit_that_cannot_be(capsys):
+    assert cli.run(audit.main, ["--unit", "resnet", "--channels", "25"]) == 2
+    assert "channels=25, bottleneck=60, map=28" in capsys.readouterr().err
+
+
+# One network --------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -27,24 +127,24 @@ def test_totals_are_the_published_ones(net, params, macs, without_linear):
 
 
 def test_a_report(capsys):
-    text = output(capsys, "--arch", "v1", "--groups", "3")
+    text = output(capsys, "--arch", "v1", "--groups", "3", "--layers")
     head, table, sums, *_ = text.split("\n\n")
-    assert head == "ShuffleNetV1(width=1.0, groups=3, classes=1000, order='paper', bias=True), 224 x 224 pixels"
+    assert head == "ShuffleNetV1(width=1.0, groups=3, classes=1000, order='paper', bias=True, shuffle=True), 224 x 224 pixels"
     headings, first, *_ = lines = table.splitlines()
     assert len({len(line) for line in lines}) == 1
     assert headings.split("  ")[0] == "layer"
-    # 112 x 112 x 24 values by 27 products each; 4 bytes a value of the image and of the weights
+    # 112 x 112 x 24 values by 27 products each; what is read, the image and the weights, and what is written
     assert first.split() == [
         "conv1.0",
         "conv",
         "112x112x24",
         "648",
         "8,128,512",
-        f"{4 * (224 * 224 * 3 + 648):,}",
-        "1,204,224",
+        f"{224 * 224 * 3 + 648 + 112 * 112 * 24:,}",
+        f"{8_128_512 / (224 * 224 * 3 + 648 + 112 * 112 * 24):.2f}",
         "3",
     ]
-    assert lines[-1].split() == ["fc", "linear", "1000", "961,000", "960,000", f"{4 * (960 + 961_000):,}", "4,000", "719"]
+    assert lines[-1].split() == ["fc", "linear", "1000", "961,000", "960,000", f"{960 + 961_000 + 1000:,}", "1.00", "719"]
     assert "parameters     1,865,728\n" in sums
     assert "137.46 million, 136.50 million without the linear layer" in sums
     assert "Stage repeats are often printed as" in text
@@ -77,6 +177,7 @@ def test_json(capsys):
     assert answer["net"] == {"arch": "v2", "width": 0.5, "classes": 1000, "wiring": "paper", "order": "paper"} | {
         "extra_depthwise": False,
         "bias": False,
+        "shuffle": True,
     }
     assert answer["size"] == 64
     assert answer["rows"][0] == {
@@ -89,8 +190,23 @@ def test_json(capsys):
     assert answer["published"]["mmacs"] == 41
 
 
+def test_without_layers_there_are_only_sums(capsys):
+    assert "conv1.0" not in output(capsys, "--arch", "v2")
+
+
+def test_other_forms_of_the_table(capsys):
+    text, by_csv, markdown = (output(capsys, "--layers", *form) for form in ((), ("--csv",), ("--markdown",)))
+    table = [line.split() for line in text.split("\n\n")[1].splitlines()]
+    comma = [[cell for cell in row if cell] for row in csv.reader(by_csv.splitlines())]
+    assert [[cell.replace(",", "") for cell in row] for row in table[1:]] == comma[1:]
+    first, rule, *rows = markdown.splitlines()
+    assert first == "| layer | operation | output | parameters | multiply-adds | memory access | intensity | field |"
+    assert set(rule) <= set("| -:")
+    assert [[cell for cell in line.strip("|").replace(" ", "").split("|") if cell] for line in rows] == comma[1:]
+
+
 def test_the_smallest_image(capsys):
-    assert "1x1x1024" in output(capsys, "--size", "32")
+    assert "1x1x1024" in output(capsys, "--size", "32", "--layers")
     with pytest.raises(ArchError, match="size=31 is too small: at least 32"):
         audit.main(["--size", "31"])
 

@@ -6,9 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from pyshuffle import cli, peers
+from pyshuffle import cli, experiments, peers
+from pyshuffle.backends.cost import count
 from pyshuffle.errors import PyShuffleError
+from pyshuffle.experiments import GUIDELINES
+from pyshuffle.nets import MobileNetV2
 
 FILE = Path(__file__).parents[1] / "bench.py"
 QUICK = ["--size", "32", "--rounds", "1", "--no-startup", "--threads", "1"]
@@ -53,6 +57,54 @@ def test_the_sweep_names_every_network_once(bench):
     labels = [label for label, _ in bench.every_net()]
     assert len(labels) == len(set(labels))
     assert {"arch v2 width 1.0", "arch v1 groups 8 width 1.0", "arch v1 groups 3 width 0.5"} <= set(labels)
+
+
+@pytest.mark.parametrize("name", ["G1", "G4"])
+def test_a_guideline_is_a_table_and_a_sentence(bench, name, capsys, tmp_path):
+    file = tmp_path / "results.json"
+    assert cli.run(bench.main, [*QUICK, "--guideline", name, "--json", str(file)]) == 0
+    table, sentence = capsys.readouterr().out.rstrip("\n").split("\n\n")
+    assert len(table.splitlines()) == 1 + 3 * len(GUIDELINES[name].lines)
+    assert sentence.startswith(f"{name}, {GUIDELINES[name].says}, holds here ")
+    rows = json.loads(file.read_text())["guideline"]
+    for scale in range(3):
+        for line in GUIDELINES[name].lines:
+            (row,) = (row for row in rows if (row["row"], row["scale"]) == (line.name, f"x{1 << scale}"))
+            assert (row["channels"], row["gpu"], row["cpu"]) == (line.channels[scale], line.gpu[scale], line.cpu[scale])
+            assert (row["memory_access"], row["macs"]) == experiments.cost(line.stack(scale))
+
+
+def test_table_8_has_the_papers_columns(bench, capsys, tmp_path, monkeypatch):
+    peers8 = [peer for peer in experiments.TABLE8 if peer.level == 40 or peer.net == MobileNetV2()]
+    monkeypatch.setattr(bench, "TABLE8", peers8)
+    file = tmp_path / "results.json"
+    assert cli.run(bench.main, [*QUICK, "--table8", "--markdown", "--json", str(file)]) == 0
+    assert capsys.readouterr().out.startswith("| level | network | MMACs |")
+    rows = json.loads(file.read_text())["table8"]
+    assert [(row["level"], row["error"], row["gpu"], row["arm"]) for row in rows] == [
+        (peer.level, peer.error, peer.gpu, peer.arm) for peer in peers8
+    ]
+    assert all(row["images_per_s"] > 0 for row in rows)
+    by_name = {row["network"]: row for row in rows}
+    assert by_name["--arch mobilenet_v2 --width 1.0"]["params"] == 3_504_872
+    assert by_name["--arch mobilenet_v2 --width 0.4"]["macs"] == sum(row.macs for row in count(MobileNetV2(0.4), 160))
+
+
+def test_without_matplotlib_nothing_is_timed(bench, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert cli.run(bench.main, [*QUICK, "--guideline", "G1", "--plot", "plot.png"]) == 2
+    out, error = capsys.readouterr()
+    assert out == ""
+    assert "--plot needs matplotlib: pip install 'pyshuffle[plot]'" in error
+
+
+@pytest.mark.parametrize("what", [["--table8"], ["--guideline", "G3"], ["--profile"]], ids=str)
+def test_a_plot_is_an_image(bench, what, tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(bench, "TABLE8", experiments.TABLE8[:6])
+    assert cli.run(bench.main, [*QUICK, *what, "--plot", str(tmp_path / "plot.png")]) == 0
+    with Image.open(tmp_path / "plot.png") as picture:
+        assert min(picture.size) > 100
 
 
 @pytest.mark.parametrize(

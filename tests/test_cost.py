@@ -12,7 +12,7 @@ from pyshuffle.backends.cost import FLOAT, Cost, Map, Row, count, parameter_shap
 from pyshuffle.backends.ops import Ops
 from pyshuffle.backends.reference import Reference
 from pyshuffle.backends.tape import Tape
-from pyshuffle.nets import Net, ShuffleNetV1, ShuffleNetV2
+from pyshuffle.nets import MobileNetV1, MobileNetV2, Net, ShuffleNetV1, ShuffleNetV2
 
 
 def params_of(net: Net) -> int:
@@ -116,12 +116,37 @@ def test_v2_in_widths_of_others(width, params):
     assert params_of(ShuffleNetV2(width, wiring="torchvision")) == params
 
 
+MOBILENETS = [  # parameters, MMACs
+    (MobileNetV1(0.25), 470_072, "41.03"),
+    (MobileNetV1(0.5), 1_331_592, "149.50"),
+    (MobileNetV1(0.75), 2_585_560, "325.40"),
+    (MobileNetV1(1.0), 4_231_976, "568.74"),
+    (MobileNetV2(1.0), 3_504_872, "300.77"),
+    (MobileNetV2(1.4), 6_108_776, "582.20"),
+]
+
+
+@pytest.mark.parametrize(("net", "params", "mmacs"), MOBILENETS, ids=str)
+def test_the_mobilenets(net, params, mmacs):
+    assert params_of(net) == params
+    assert f"{mmacs_of(net):.2f}" == mmacs
+
+
 def test_the_order_of_channels_costs_nothing():
     for kind in (ShuffleNetV1, ShuffleNetV2):
         paper, authors = kind(order="paper"), kind(order="authors")
         assert params_of(paper) == params_of(authors)
         assert mmacs_of(paper) == mmacs_of(authors)
         assert parameter_shapes(paper) == parameter_shapes(authors)
+
+
+def test_the_shuffle_costs_nothing_that_the_papers_count():
+    for kind in (ShuffleNetV1, ShuffleNetV2):
+        with_it, without = kind(), kind(shuffle=False)
+        assert params_of(with_it) == params_of(without)
+        assert mmacs_of(with_it) == mmacs_of(without)
+        assert "shuffle" in {row.op for row in count(with_it)}
+        assert "shuffle" not in {row.op for row in count(without)}
 
 
 # Single layers by hand ----------------------------------------------------------------------------------------------------------
@@ -232,6 +257,7 @@ nets = st.one_of(
         classes=st.integers(1, 9),
         order=st.sampled_from(["paper", "authors"]),
         bias=st.booleans(),
+        shuffle=st.booleans(),
     ),
     st.builds(
         ShuffleNetV2,
@@ -240,7 +266,10 @@ nets = st.one_of(
         wiring=st.sampled_from(["paper", "torchvision"]),
         order=st.sampled_from(["paper", "authors"]),
         extra_depthwise=st.booleans(),
+        shuffle=st.booleans(),
     ),
+    st.builds(MobileNetV1, width=st.sampled_from([0.1, 0.25]), classes=st.integers(1, 9)),
+    st.builds(MobileNetV2, width=st.sampled_from([0.15, 0.4]), classes=st.integers(1, 9)),
 )
 
 

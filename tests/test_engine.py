@@ -1,6 +1,7 @@
 """The engine: the reference's logits, the same bits however a call is shared out, and a model that is at home in any program."""
 
 import gc
+import math
 import os
 import signal
 import subprocess
@@ -30,7 +31,7 @@ from pyshuffle.engine import Model
 from pyshuffle.engine.machine import machine
 from pyshuffle.engine.plan import MEAN, STEM, WINDOW, Plan, multiply_adds
 from pyshuffle.errors import ArchError, ShapeError, WeightsError
-from pyshuffle.nets import ShuffleNetV1, ShuffleNetV2
+from pyshuffle.nets import MobileNetV1, MobileNetV2, ShuffleNetV1, ShuffleNetV2
 from pyshuffle.types import Array, Params
 
 ROOT = Path(__file__).parents[1]
@@ -92,11 +93,18 @@ CASES = [  # network, batch, height, width
     (ShuffleNetV2(0.33, classes=10), 1, 33, 64),
     (ShuffleNetV2(1.0, classes=10, extra_depthwise=True), 1, 64, 64),
     (ShuffleNetV2(0.5, classes=10, extra_depthwise=True, wiring="torchvision"), 1, 33, 64),
+    (ShuffleNetV1(0.5, groups=3, classes=10, shuffle=False), 1, 64, 64),
+    (ShuffleNetV2(0.5, classes=10, shuffle=False), 1, 64, 64),
     (ShuffleNetV2(1.0, classes=10, order="authors"), 3, 64, 64),
     (ShuffleNetV2(0.33, classes=10, order="authors"), 1, 97, 80),
     (ShuffleNetV1(0.5, groups=3), 1, 225, 225),
     (ShuffleNetV2(0.5), 32, 64, 64),
     (ShuffleNetV2(1.0, classes=10), 1, 128, 128),
+    (MobileNetV1(1.0, classes=10), 1, 97, 80),
+    (MobileNetV1(0.25, classes=10), 3, 33, 64),
+    (MobileNetV2(1.0, classes=10), 1, 64, 64),
+    (MobileNetV2(1.4, classes=10), 1, 33, 64),
+    (MobileNetV2(0.15), 3, 97, 97),
 ]
 
 
@@ -113,6 +121,8 @@ AT_224 = [
     ShuffleNetV2(0.5),
     ShuffleNetV2(1.0, wiring="torchvision"),
     ShuffleNetV2(2.0, classes=10),
+    MobileNetV1(),
+    MobileNetV2(),
 ]
 
 
@@ -524,6 +534,8 @@ PLANNED = [
     (ShuffleNetV1(0.5, groups=8, classes=10, order="authors"), 33, 97),
     (ShuffleNetV2(), 224, 224),
     (ShuffleNetV2(0.5, classes=10, wiring="torchvision", extra_depthwise=True), 97, 64),
+    (MobileNetV1(0.5, classes=10), 224, 224),
+    (MobileNetV2(), 97, 64),
 ]
 
 
@@ -611,6 +623,13 @@ def relu_of_the_image(ops, x):
 
 def relu_of_logits(ops, x):
     return ops.relu(ops.linear(ops.mean(x), "fc", 20))
+
+
+def relus_with_limits(ops, x):
+    """Of a convolution, of that ReLU, of a sum, and of what no ReLU can be folded into."""
+    x = ops.relu(ops.relu(ops.conv(x, "conv", 20), 0.5))
+    y = ops.relu(ops.add(x, ops.relu(ops.relu(ops.conv(x, "next", 20)), 0.25)), 0.375)
+    return ops.linear(ops.mean(ops.relu(ops.maxpool(ops.concat(y, ops.relu(ops.depthwise(y, "dw"), 0.125))), 0.25)), "fc", 5)
 
 
 def sum_of_two_pools(ops, x):
@@ -740,11 +759,11 @@ def wide(ops, x):
 
 UNBUILT = [
     conv_alone, conv_3x3_stride_2_and_no_pool, batchnorm_after_relu, batchnorm_first, batchnorm_twice, batchnorm_of_logits,
-    relu_of_a_concat, relu_of_the_image, relu_of_logits, sum_of_two_pools, sum_of_a_concat_and_a_shuffle, sum_with_itself,
-    sum_of_two_fresh_convolutions, sum_of_three, sum_of_a_map_and_its_convolution, sum_of_a_map_and_its_3x3_convolution,
-    sum_with_a_depthwise, batchnorm_of_a_sum, a_convolution_before_and_after_its_relu, a_depthwise_before_and_after_its_relu,
-    maxpool_of_negative_values, maxpool_without_a_relu, maxpool_of_the_image, a_stem_that_is_read_twice,
-    an_image_that_is_read_twice, the_image_beside_a_map, depthwise_of_the_image, avgpool_of_avgpool,
+    relu_of_a_concat, relu_of_the_image, relu_of_logits, relus_with_limits, sum_of_two_pools, sum_of_a_concat_and_a_shuffle,
+    sum_with_itself, sum_of_two_fresh_convolutions, sum_of_three, sum_of_a_map_and_its_convolution,
+    sum_of_a_map_and_its_3x3_convolution, sum_with_a_depthwise, batchnorm_of_a_sum, a_convolution_before_and_after_its_relu,
+    a_depthwise_before_and_after_its_relu, maxpool_of_negative_values, maxpool_without_a_relu, maxpool_of_the_image,
+    a_stem_that_is_read_twice, an_image_that_is_read_twice, the_image_beside_a_map, depthwise_of_the_image, avgpool_of_avgpool,
     convolutions_of_the_image_in_groups, shuffles_on_shuffles, a_map_with_itself, two_linear_layers, wide,
 ]  # fmt: skip
 
@@ -841,7 +860,8 @@ def drawn_nets(draw: st.DrawFn, height: int, width: int) -> Drawn:
             lines.append(Line(op, (a, draw(st.sampled_from(alike)))))
             shapes.append((h, w, c))
         else:
-            arguments = {"shuffle": (draw(st.sampled_from(divisors(c))),), "batchnorm": (name,)}.get(op, ())
+            limit = draw(st.sampled_from([math.inf, 0.5]))
+            arguments = {"shuffle": (draw(st.sampled_from(divisors(c))),), "batchnorm": (name,), "relu": (limit,)}.get(op, ())
             lines.append(Line(op if op != "split" else "relu", (a,), arguments))
             shapes.append((h, w, c))
     return Drawn(tuple(lines), draw(st.integers(1, min(4, len(shapes)))))

@@ -10,7 +10,7 @@ from pyshuffle import cli, weights
 from pyshuffle.backends.reference import Reference
 from pyshuffle.errors import WeightsError
 from pyshuffle.image import Preprocess
-from pyshuffle.nets import ShuffleNetV1, ShuffleNetV2
+from pyshuffle.nets import MobileNetV1, MobileNetV2, ShuffleNetV1, ShuffleNetV2
 from pyshuffle.weights import Checkpoint
 
 NETS = [
@@ -19,6 +19,8 @@ NETS = [
     ShuffleNetV2(0.5, classes=10),
     ShuffleNetV2(1.0, classes=10, wiring="torchvision"),
     ShuffleNetV2(0.5, classes=10, order="authors", extra_depthwise=True),
+    MobileNetV1(0.25, classes=10),
+    MobileNetV2(0.4, classes=10),
 ]
 
 

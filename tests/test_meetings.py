@@ -11,7 +11,7 @@ from pyshuffle.engine.kernels import run_begin, run_step
 from pyshuffle.engine.machine import FLOAT, machine
 from pyshuffle.engine.plan import DENSE, STEM, Plan
 from pyshuffle.engine.program import Program, encode
-from pyshuffle.nets import ShuffleNetV1, ShuffleNetV2
+from pyshuffle.nets import MobileNetV2, ShuffleNetV1, ShuffleNetV2
 from pyshuffle.types import Array
 
 
@@ -50,6 +50,7 @@ SIZES = [  # network, height, width: from maps of whole tiles to such as hold no
     (ShuffleNetV2(1.0, classes=10, extra_depthwise=True), 120, 33),
     (ShuffleNetV1(0.5, groups=8, classes=10), 192, 160),
     (ShuffleNetV1(0.25, groups=3, classes=10), 224, 224),
+    (MobileNetV2(0.4, classes=10), 224, 97),
 ]
 
 

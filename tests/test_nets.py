@@ -16,7 +16,7 @@ from pyshuffle.backends.tape import Tape
 from pyshuffle.errors import ArchError, PyShuffleError, WeightsError
 from pyshuffle.gradcheck import check_network
 from pyshuffle.init import initialise
-from pyshuffle.nets import Net, ShuffleNetV1, ShuffleNetV2
+from pyshuffle.nets import MobileNetV1, MobileNetV2, Net, ShuffleNetV1, ShuffleNetV2
 
 # The answers --------------------------------------------------------------------------------------------------------------------
 
@@ -36,6 +36,8 @@ SMALL = {
     "v2": ShuffleNetV2(0.25, classes=5, wiring="torchvision"),
     "v2, as the authors have it": ShuffleNetV2(0.33, classes=5, order="authors"),
     "v2, for detection": ShuffleNetV2(0.25, classes=5, wiring="torchvision", extra_depthwise=True),
+    "mobilenet v1": MobileNetV1(0.25, classes=5),
+    "mobilenet v2": MobileNetV2(0.15, classes=5),
 }
 every_small_net = pytest.mark.parametrize("net", SMALL.values(), ids=SMALL)
 
@@ -67,11 +69,46 @@ def test_the_kernels_answer_as_the_reference(net, training):
     assert (np.median(errors, axis=0) <= 1e-4).all(), errors
 
 
-@pytest.mark.parametrize("name", ["v1", "v2"])
+@pytest.mark.parametrize("name", ["v1", "v2", "mobilenet v2"])
 def test_a_whole_networks_gradients_are_the_measured_ones(name):
     """In training, by the input and all parameters at once, and by the input and some parameters alone."""
     x = draw(3, 33, 33, 3)
     assert check_network(SMALL[name], draw_params(SMALL[name], x.shape), x) <= 1e-6
+
+
+def reach(net: Net, units: int) -> np.ndarray:
+    """Which channels of a stage, after that many units (3, channels), depend on each third or half of the channels before them."""
+    channels = 36
+    parts = getattr(net, "groups", 2)
+
+    def run(ops, x):
+        for i in range(units):
+            x = net.unit_stride1(ops, x, f"stage2.{i}", channels)
+        return x
+
+    x = draw(1, 4, 4, channels)
+    params, y = draw_params(run, x.shape), []
+    for part in range(-1, parts):
+        moved = x.copy()
+        moved[..., part * channels // parts : (part + 1) * channels // parts] += 0.1 * (part >= 0)
+        y.append(run(Reference(params), moved))
+    return np.stack([(changed != y[0]).any(axis=(0, 1, 2)) for changed in y[1:]])
+
+
+@pytest.mark.parametrize("order", ["paper", "authors"])
+def test_without_the_shuffle_groups_of_v1_never_meet(order):
+    """With it, every channel depends on every group after a single unit."""
+    assert reach(ShuffleNetV1(groups=3, order=order), 1).all()
+    apart = reach(ShuffleNetV1(groups=3, order=order, shuffle=False), 1)
+    np.testing.assert_array_equal(apart, np.kron(np.eye(3, dtype=bool), np.ones((1, 12), bool)))
+
+
+@pytest.mark.parametrize("order", ["paper", "authors"])
+def test_without_the_shuffle_half_of_v2_passes_untouched(order):
+    """With it, most channels depend on both halves after four units; a few have been passed on by each of them."""
+    assert reach(ShuffleNetV2(order=order), 4).mean() > 0.9
+    apart = reach(ShuffleNetV2(order=order, shuffle=False), 4)
+    np.testing.assert_array_equal(apart, np.kron(np.eye(2, dtype=bool), np.ones((1, 18), bool)))
 
 
 # The inputs ---------------------------------------------------------------------------------------------------------------------
@@ -85,7 +122,7 @@ def one_of_each() -> list[Net]:
         for net in ShuffleNetV2.variants()
         if net.bias == (net.wiring == "torchvision") and not net.extra_depthwise
     ]
-    return v1 + v2
+    return [*v1, *v2, *(MobileNetV1(width, 3) for width in (0.25, 1.0)), *(MobileNetV2(width, 3) for width in (0.15, 1.4))]
 
 
 @pytest.mark.parametrize("net", one_of_each(), ids=str)
@@ -124,9 +161,11 @@ def test_a_missing_parameter_is_named(backend):
 # The names ----------------------------------------------------------------------------------------------------------------------
 
 BAD_NETS = [  # what is asked for, what the message names, and the valid values it lists
-    ({"arch": "v3"}, "no network 'v3'", "v1, v2"),
-    ({"arch": "v1", "wiring": "paper"}, "v1 has no setting 'wiring'", "width, groups, classes, order, bias"),
-    ({"arch": "v2", "groups": 3}, "v2 has no setting 'groups'", "width, classes, wiring, order, extra_depthwise, bias"),
+    ({"arch": "v3"}, "no network 'v3'", "v1, v2, mobilenet_v1, mobilenet_v2"),
+    ({"arch": "mobilenet_v1", "width": 0.01}, "mobilenet_v1 has no width 0.01", "0.03125 is the least"),
+    ({"arch": "mobilenet_v2", "width": float("nan")}, "mobilenet_v2 has no width nan", "0.03125 is the least"),
+    ({"arch": "v1", "wiring": "paper"}, "v1 has no setting 'wiring'", "width, groups, classes, order, bias, shuffle"),
+    ({"arch": "v2", "groups": 3}, "v2 has no setting 'groups'", "width, classes, wiring, order, extra_depthwise, bias, shuffle"),
     ({"arch": "v1", "groups": 5}, "v1 has no groups=5", "1, 2, 3, 4, 8"),
     ({"arch": "v1", "width": 0.25, "groups": 8}, "v1 has no width 0.25 with groups=8", "0.5, 1.0, 1.5, 2.0"),
     ({"arch": "v1", "width": 0.5, "groups": 4}, "v1 has no width 0.5 with groups=4", "1.0, 2.0"),
@@ -149,7 +188,7 @@ def test_there_is_no_such_network(asked, named, valid):
     assert isinstance(raised.value, PyShuffleError)
 
 
-@every_small_net
+@pytest.mark.parametrize("net", [*SMALL.values(), ShuffleNetV1(shuffle=False), ShuffleNetV2(shuffle=False)], ids=str)
 def test_a_network_is_its_description(net):
     """Through JSON, as a checkpoint keeps it."""
     assert nets.build(**json.loads(json.dumps(nets.describe(net)))) == net
@@ -164,6 +203,9 @@ def test_a_network_is_its_description(net):
             ["--arch", "v2", "--wiring", "torchvision", "--extra-depthwise"],
             ShuffleNetV2(wiring="torchvision", extra_depthwise=True),
         ),
+        (["--arch", "v1", "--no-shuffle"], ShuffleNetV1(shuffle=False)),
+        (["--no-shuffle"], ShuffleNetV2(shuffle=False)),
+        (["--arch", "mobilenet_v2", "--width", "1.4"], MobileNetV2(1.4)),
     ],
 )
 def test_a_network_from_the_command_line(options, net):
@@ -194,6 +236,7 @@ def test_parameters_start_as_the_authors_draw_them():
     assert params["stage4.1.branch2.0.weight"].std() == pytest.approx(1 / 320, rel=0.02)  # 960 / 3 inputs a group
     assert params["stage4.1.branch2.3.weight"].std() == pytest.approx(1, rel=0.05)  # depthwise: one input a group
     assert params["fc.weight"].std() == pytest.approx(0.01, rel=0.02)
+    assert (initialise(MobileNetV2(0.15))["classifier.1.bias"] == 0).all()
     values = {"fc.bias": 0, "conv1.1.weight": 1, "conv1.1.bias": 1e-4, "conv1.1.running_mean": 0, "conv1.1.running_var": 1}
     for name, value in values.items():
         assert (params[name] == np.float32(value)).all()

@@ -80,11 +80,13 @@ def fully_connected(x, w, b=None):
     return y
 
 
+LIMIT = 1.0123  # of a ReLU: among the values that are drawn, and none of them
+
 EQUATIONS = {
     "conv": conv,
     "depthwise": depthwise,
     "batchnorm": batch_norm,
-    "relu": lambda x: np.array([max(value, 0.0) for value in x.ravel()]).reshape(x.shape),
+    "relu": lambda x, limit: np.array([min(max(value, 0.0), limit) for value in x.ravel()]).reshape(x.shape),
     "maxpool": lambda x: pool(x, max),
     "avgpool": lambda x: pool(x, lambda window: sum(window) / 9),
     "split": lambda x: (x[..., : x.shape[-1] // 2], x[..., x.shape[-1] // 2 :]),
@@ -161,7 +163,7 @@ def cases(largest):
         "depthwise": st.builds(lambda x, stride: Case("depthwise", (x, (3, 3, x[3])), {"stride": stride}), maps, strides),
         # Three images or more: of one value, or two, all that training sends back cancels and no digit is left to compare.
         "batchnorm": st.builds(lambda x, *how: normalisation((x[0] + 2, *x[1:]), *how), maps, st.booleans(), st.booleans()),
-        "relu": st.builds(lambda x: Case("relu", (x,)), maps),
+        "relu": st.builds(lambda x, limit: Case("relu", (x,), {"limit": limit}), maps, st.sampled_from([math.inf, LIMIT])),
         "maxpool": st.builds(lambda x: Case("maxpool", (x,)), maps),
         "avgpool": st.builds(lambda x: Case("avgpool", (x,)), maps),
         "split": st.builds(lambda x: Case("split", ((*x[:3], 2 * x[3]),)), maps),
@@ -189,7 +191,8 @@ def examples(x):
         "batchnorm in training": normalisation(x, True),
         "batchnorm in inference": normalisation(x, False),
         "batchnorm and relu": normalisation(x, True, relu=True),
-        "relu": Case("relu", (x,)),
+        "relu": Case("relu", (x,), {"limit": math.inf}),
+        "relu with a limit": Case("relu", (x,), {"limit": LIMIT}),
         "maxpool": Case("maxpool", (x,)),
         "avgpool": Case("avgpool", (x,)),
         "split": Case("split", (x,)),

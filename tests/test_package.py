@@ -31,14 +31,15 @@ def test_a_name_that_is_not_there():
 
 RANKS = [  # a module imports from rooms of its own or a higher number only
     {"export"},
-    {"audit", "classify", "train", "gradcheck", "peers"},
+    {"classify"},
+    {"audit", "train", "gradcheck", "peers", "visualise", "explain", "trace"},
     {"sgd"},
     {"cli", "data", "weights"},
-    {"init", "image", "labels", "torchfile"},
+    {"experiments", "figures", "init", "image", "labels", "torchfile"},
     {"engine"},
     {"backends"},
     {"nets", "ops"},
-    {"errors", "types", "tiles"},
+    {"errors", "tables", "types", "tiles"},
 ]
 FLOOR = {name.removesuffix(".py") for name in jit.TILES}  # of the engine; all kernels may stand on them: a room of their own
 

@@ -1,5 +1,6 @@
 """What the interpretations over arrays share: they look up parameters and call the operations; which functions, each says itself."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -71,8 +72,8 @@ class Arrays(Ops[Array]):
         settings = {"mean": used[0], "var": used[1], "training": self.training, "relu": relu}
         return self.run("batchnorm", (x,), (f"{name}.weight", f"{name}.bias"), **settings)
 
-    def relu(self, x: Array) -> Array:
-        return self.run("relu", (x,))
+    def relu(self, x: Array, limit: float = math.inf) -> Array:
+        return self.run("relu", (x,), limit=limit)
 
     def maxpool(self, x: Array) -> Array:
         return self.run("maxpool", (x,))

@@ -6,7 +6,7 @@ does one operation after another in float32: every operation reads its inputs an
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -64,7 +64,7 @@ class Cost(Ops[Map]):
         entries = ("weight", "bias", "running_mean", "running_var")
         return self.record("batchnorm", x, (x,), name, dict.fromkeys(entries, x.shape[-1:]))
 
-    def relu(self, x: Map) -> Map:
+    def relu(self, x: Map, limit: float = math.inf) -> Map:
         return self.record("relu", x, (x,))
 
     def maxpool(self, x: Map) -> Map:
@@ -123,7 +123,7 @@ def count(net: Net, size: int = 224, batch: int = 1) -> list[Row]:
 
 
 @functools.lru_cache(maxsize=256)
-def parameter_shapes(net: Net) -> Mapping[str, tuple[int, ...]]:
+def parameter_shapes(net: Callable[[Ops[Map], Map], Map]) -> Mapping[str, tuple[int, ...]]:
     """The name and shape of every parameter of a network, running statistics included, in the order in which it reads them."""
     cost = Cost()
     net(cost, Map((1, 32, 32, 3)))

@@ -5,6 +5,7 @@ written as it is, not folded: every runtime folds it.
 """
 
 import json
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -56,8 +57,11 @@ class Graph(Ops[Value]):
         entries = [self.parameter(f"{name}.{entry}") for entry in ("weight", "bias", "running_mean", "running_var")]
         return self.node("BatchNormalization", x.shape, x.name, *entries, epsilon=EPS)
 
-    def relu(self, x: Value) -> Value:
-        return self.node("Relu", x.shape, x.name)
+    def relu(self, x: Value, limit: float = math.inf) -> Value:
+        if limit == math.inf:
+            return self.node("Relu", x.shape, x.name)
+        bounds = [self.constant(f"bound.{value}", np.array(value, np.float32)) for value in (0.0, limit)]
+        return self.node("Clip", x.shape, x.name, *bounds)
 
     def maxpool(self, x: Value) -> Value:
         return self.pool("MaxPool", x)

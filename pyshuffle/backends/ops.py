@@ -5,6 +5,7 @@ stands for, (N, H, W, C). `name` is the name of a layer; its parameters are `nam
 normalisation, `name.running_mean`, `name.running_var`.
 """
 
+import math
 from typing import Protocol, TypeVar
 
 T = TypeVar("T")
@@ -25,8 +26,8 @@ class Ops(Protocol[T]):
         """(..., C) -> (..., C); weight, bias, running_mean, running_var (C,)."""
         ...
 
-    def relu(self, x: T) -> T:
-        """(..., C) -> (..., C)."""
+    def relu(self, x: T, limit: float = math.inf) -> T:
+        """(..., C) -> (..., C), from 0 to the limit."""
         ...
 
     def maxpool(self, x: T) -> T:

@@ -52,6 +52,11 @@ class Emitter:
         """max(a, b) lane by lane; b where it is not a number."""
         return self.build.select(self.build.fcmp_ordered(">", a, b), a, b)
 
+    def between(self, low: ir.Value, x: ir.Value, high: ir.Value) -> ir.Value:
+        """min(max(low, x), high) lane by lane; what is not a number stays."""
+        x = self.larger(low, x)
+        return self.build.select(self.build.fcmp_ordered("<", high, x), high, x)
+
     def smaller(self, a: ir.Value, b: ir.Value) -> ir.Value:
         """min(a, b) of whole numbers."""
         return self.build.select(self.build.icmp_unsigned("<", a, b), a, b)
@@ -120,7 +125,7 @@ Arguments = dict[str, ir.Value]
 
 
 def tile(arguments: str) -> Callable[[Callable[..., None]], Callable[..., ir.Function]]:
-    """A tile whose arguments have these names: `low` and `share` are floats, the others whole numbers or addresses."""
+    """A tile whose arguments have these names: `low`, `high` and `share` are floats, the others whole numbers or addresses."""
     names = arguments.split()
 
     def decorate(body: Callable[..., None]) -> Callable[..., ir.Function]:
@@ -130,7 +135,7 @@ def tile(arguments: str) -> Callable[[Callable[..., None]], Callable[..., ir.Fun
             name = "_".join((body.__name__, *map(str, shape.values())))
             function = module.globals.get(name)
             if function is None:
-                kinds = [F32 if argument in ("low", "share") else I64 for argument in names]
+                kinds = [F32 if argument in ("low", "high", "share") else I64 for argument in names]
                 function = ir.Function(module, ir.FunctionType(VOID, kinds), name)
                 function.linkage = "internal"
                 function.attributes.add("noinline")

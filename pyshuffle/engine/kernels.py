@@ -19,7 +19,6 @@ from .threads import announce, await_call, exchange, look, meet
 
 ZERO = np.float32(0)
 SOLE, ONE = np.int64(0), np.int64(1)  # the first thread of one; typed, since for literal numbers all is compiled once more
-LEAST = np.float32(-np.inf)
 INFINITY = np.int32(0x7F800000)  # as bits; above it is what is not a number
 MAGNITUDE = np.int32(0x7FFFFFFF)  # all bits but the sign
 RUN = machine().run
@@ -36,7 +35,13 @@ def share(step, units, begin, thread, threads):
 
 
 @kernel
-def run_dense(step, piece, tables, weights, arena, low, first, last):
+def bounds(step):
+    """Between which a step's results are kept."""
+    return np.int32(step[at.LOW]).view(np.float32), np.int32(step[at.HIGH]).view(np.float32)
+
+
+@kernel
+def run_dense(step, piece, tables, weights, arena, first, last):
     """Pixels first to last of a panel."""
     arguments = (
         first, last,
@@ -44,20 +49,20 @@ def run_dense(step, piece, tables, weights, arena, low, first, last):
         weights + piece[at.WEIGHTS], weights + piece[at.BIAS],
         arena + step[at.TARGET], tables + piece[at.TARGET_PIXELS], tables + piece[at.COLUMNS],
         piece[at.RESIDUAL] + arena if piece[at.RESIDUAL] >= 0 else 0, tables + piece[at.RESIDUAL_PIXELS],
-        tables + piece[at.RESIDUAL_COLUMNS], low,
+        tables + piece[at.RESIDUAL_COLUMNS], *bounds(step),
     )  # fmt: skip
     dense_tile(2 * piece[at.VECTORS] + (piece[at.TALL] == 1), arguments)
 
 
 @kernel
-def run_window(step, piece, weights, arena, low, first, last):
+def run_window(step, piece, weights, arena, first, last):
     """Rows first to last of a vector of channels."""
     stride, width, rows = step[at.STRIDE], step[at.WIDTH], piece[at.SOURCE_ROW]
     arguments = (
         arena + piece[at.SOURCE] + first * stride * rows, rows, piece[at.SOURCE_PIXEL],
         weights + piece[at.WEIGHTS], weights + piece[at.BIAS],
         arena + step[at.TARGET] + piece[at.COLUMN] + first * step[at.TARGET_ROW], step[at.TARGET_ROW], step[at.TARGET_PIXEL],
-        last - first, width, low,
+        last - first, width, *bounds(step),
     )  # fmt: skip
     window_tile(2 * stride + (width < RUN), arguments)
 
@@ -128,7 +133,6 @@ def run_image(step, arena, image, begin, first, last):
 def run_stem(steps, pieces, tables, weights, arena, own, image, thread, threads):
     """Image, first convolution and max-pool, in bands of rows whose maps are the thread's own; whether the image has a fault."""
     copy, conv, pool = steps[0], steps[1], steps[2]
-    low = ZERO if conv[at.RELU] else LEAST
     band = (conv[at.PIXELS] // conv[at.WIDTH] - 1) // 2
     rows, height = pool[at.PIXELS] // pool[at.WIDTH], (copy[at.PIXELS] // copy[at.WIDTH] + 1) // 2
     last = rows * (thread + 1) // threads
@@ -139,7 +143,7 @@ def run_stem(steps, pieces, tables, weights, arena, own, image, thread, threads)
         fault |= run_image(copy, own.view(np.int32), image, 4 * begin - 2, 4 * begin - 3, 4 * end)
         for number in range(conv[at.FIRST], conv[at.LAST]):
             pixels = max((2 * (end - begin) + 1) * conv[at.WIDTH], pieces[number, at.TALL])
-            run_dense(conv, pieces[number], tables.ctypes.data, weights, own.ctypes.data, low, SOLE, pixels)
+            run_dense(conv, pieces[number], tables.ctypes.data, weights, own.ctypes.data, SOLE, pixels)
         for number in range(pool[at.FIRST], pool[at.LAST]):
             for row in range(begin, end):
                 run_maximum(pool, pieces[number], own.ctypes.data, arena.ctypes.data, row, 2 * begin - 1, height)
@@ -150,7 +154,7 @@ def run_stem(steps, pieces, tables, weights, arena, own, image, thread, threads)
 def run_step(step, pieces, tables, weights, arena, logits, thread, threads):
     """A thread's share of a step."""
     kind = step[at.KIND]
-    memory, low = arena.ctypes.data, ZERO if step[at.RELU] else LEAST
+    memory = arena.ctypes.data
     clear_halo(step, arena, thread, threads)
     for chunk in range(step[at.CHUNKS]):
         begin = SOLE
@@ -165,9 +169,9 @@ def run_step(step, pieces, tables, weights, arena, logits, thread, threads):
             if kind == DENSE:
                 unit = piece[at.UNIT]
                 end = min(last * unit, step[at.PIXELS])
-                run_dense(step, piece, tables.ctypes.data, weights, memory, low, first * unit, end)
+                run_dense(step, piece, tables.ctypes.data, weights, memory, first * unit, end)
             elif kind == WINDOW:
-                run_window(step, piece, weights, memory, low, first, last)
+                run_window(step, piece, weights, memory, first, last)
             elif kind == MAXIMUM:
                 for row in range(first, last):
                     run_maximum(step, piece, memory, memory, row, SOLE, piece[at.SOURCE_HEIGHT])

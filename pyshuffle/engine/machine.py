@@ -28,8 +28,8 @@ class Machine(NamedTuple):
 
     @property
     def run(self) -> int:
-        """Pixels side by side in a tile of `window`, which holds nine weights besides."""
-        return 7 if self.registers == 32 else 3
+        """Pixels side by side in a tile of `window`, which holds nine weights besides; without AVX a product needs a register too."""
+        return 7 if self.registers == 32 else 3 if self.lanes == 8 else 2
 
 
 def cpu() -> tuple[str, str]:

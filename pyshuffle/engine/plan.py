@@ -55,6 +55,7 @@ class Pending:
     kernel: int = 1
     stride: int = 1
     relu: bool = False
+    limit: float = np.inf  # of a ReLU
     residual: Map | None = None
     learnt: bool = False  # whether the weight is one of the network's parameters
 
@@ -150,8 +151,9 @@ class Plan(Ops[Value]):
         per_output = scale.reshape(len(x.weight), 1, 1, -1) if x.kind == DENSE else scale
         return replace(x, weight=x.weight * per_output, bias=(x.bias - mean) * scale + beta)
 
-    def relu(self, x: Value) -> Value:
-        return replace(x if isinstance(x, Pending) and x.kind in (DENSE, WINDOW) else self.linear_end(x), relu=True)
+    def relu(self, x: Value, limit: float = np.inf) -> Value:
+        x = x if isinstance(x, Pending) and x.kind in (DENSE, WINDOW) else self.linear_end(x)
+        return replace(x, relu=True, limit=min(limit, x.limit))
 
     def maxpool(self, x: Value) -> Value:
         return Pending(MAXIMUM, "maxpool", self.settle(x), kernel=3, stride=2)
@@ -262,7 +264,8 @@ def describe(plan: Plan) -> Iterator[str]:
     for number, step in enumerate(plan.steps):
         height, width = step.size
         also = f" plus {where(step.what.residual)}" if step.what.residual else ""
-        relu = ", ReLU" if step.what.relu else ""
+        limit = f"{step.what.limit:g}" if step.what.limit < np.inf else ""
+        relu = f", ReLU{limit}" if step.what.relu else ""
         yield (
             f"{number:3} {KINDS[step.kind]:<8} {step.name:<24} {f'{height} x {width} x {step.what.channels}':>14}  "
             f"b{number:<4} {step.target.offset:>9} {multiply_adds(step) / 1e6:8.3f}  {where(step.source)}{also}{relu}"

@@ -21,10 +21,11 @@ from .plan import DENSE, MAXIMUM, MEAN, OUTPUT, WINDOW, Plan, Step
 
 # Units are what threads share out: rows of pixels, BY_ROWS the same ones of every piece; else, of a small map, all pieces' tiles.
 # The columns of `Program.steps`: its pieces, all their units, ...; the last describe the buffer written, of which TARGET is the first
-# pixel; HALO_PLANES are those that have a halo. MEET: all threads meet before it.
-(KIND, FIRST, LAST, BY_ROWS, TOTAL, CHUNKS, PIXELS, WIDTH, STRIDE, RELU) = range(10)
-(TARGET, TARGET_ROW, TARGET_PIXEL, HALO_PLANES, PLANE, MEET) = range(10, 16)
-STEP = 16
+# pixel; HALO_PLANES are those that have a halo. LOW, HIGH: the bits of the floats between which results are kept. MEET: all threads
+# meet before it.
+(KIND, FIRST, LAST, BY_ROWS, TOTAL, CHUNKS, PIXELS, WIDTH, STRIDE, LOW, HIGH) = range(11)
+(TARGET, TARGET_ROW, TARGET_PIXEL, HALO_PLANES, PLANE, MEET) = range(11, 17)
+STEP = 17
 # The columns of `Program.pieces`: those that every kind has, those of a dense step, those of the others.
 (UNITS, SOURCE, WEIGHTS, BIAS) = range(4)
 (UNIT, VECTORS, TALL, COUNT, SOURCE_PIXELS, OFFSETS, TARGET_PIXELS, COLUMNS, RESIDUAL, RESIDUAL_PIXELS, RESIDUAL_COLUMNS) = range(
@@ -33,6 +34,7 @@ STEP = 16
 PIECE = 15
 (SOURCE_ROW, SOURCE_PIXEL, SOURCE_HEIGHT, SOURCE_WIDTH, COLUMN) = range(4, 9)
 NEAR = 24 * 1024  # bytes: most of the nearest cache, which has 32 KiB or more
+FAR = 512 * 1024  # bytes: more than stays in the second cache while other things pass through it
 SLACK = 8192  # bytes behind arena and weights: vectors are read, and lines fetched, a little beyond the end
 
 
@@ -88,8 +90,9 @@ class Encoder:
         pieces = self.pieces[first:]
         what, target = step.what, step.target
         layout = target.layout
+        bounds = np.array([0 if what.relu else -np.inf, what.limit], np.float32).view(np.int32)
         return [step.kind, first, len(self.pieces), by_rows(step, self.machine, self.threads), sum(piece[UNITS] for piece in pieces),
-                self.chunks(step, pieces), step.size[0] * step.size[1], step.size[1], what.stride, what.relu,
+                self.chunks(step, pieces), step.size[0] * step.size[1], step.size[1], what.stride, *bounds,
                 target.offset + layout.at(0, 0), layout.row, layout.pixel, layout.halo * target.planes, layout.plane]  # fmt: skip
 
     def dense(self, step: Step) -> Iterator[dict[int, int]]:
@@ -179,13 +182,19 @@ class Encoder:
     def chunks(self, step: Step, pieces: list[dict[int, int]]) -> int:
         """In how many parts all pieces of a step are computed, one part after the other, rather than one piece after the other.
 
-        The weights of small groups fit into the nearest cache together; then it is the maps that are to be read once. Parts are of
-        whole rows, and hold a tile at least.
+        The weights of small groups fit into the nearest cache together; then it is the maps that are to be read once. So it is where
+        channels are seen alone and a map is large: neighbouring channels share pages, and are read together. Parts are of whole rows,
+        and hold a tile at least.
         """
         weights = sum(piece[COUNT] * piece[VECTORS] * self.machine.lanes * FLOAT for piece in pieces if step.kind == DENSE)
-        if not (0 < weights <= NEAR and by_rows(step, self.machine, self.threads)):
-            return 1
         height, width = step.size
+        if not by_rows(step, self.machine, self.threads):
+            return 1
+        if step.kind == WINDOW:
+            layout = step.source.buffers[0].layout
+            return max(1, height // self.threads // 2) if layout.plane > FAR else 1
+        if not 0 < weights <= NEAR:
+            return 1
         channels = len(step.source.places) + step.what.channels * (2 if step.what.residual else 1)
         rows = -(-max(self.machine.heights.values()) // width)
         return max(1, min(height * width * channels * FLOAT // NEAR, height // self.threads // rows))

@@ -33,10 +33,10 @@ PEAK_SUMS = 12  # independent sums that keep any processor busy, and that fit in
 
 @tile(
     "first last source source_pixels offsets count weights bias target target_pixels columns "
-    "residual residual_pixels residual_columns low"
+    "residual residual_pixels residual_columns low high"
 )
 def dense(e: Emitter, given: Arguments, vectors: int, pixels: int) -> None:
-    """out[m, n] = max(low, bias[n] + residual[m, n] + sum_k a[m, k] * w[k, n]) for pixels first to last of a panel of channels n.
+    """out[m, n] = bias[n] + residual[m, n] + sum_k a[m, k] * w[k, n], from low to high, for some pixels m of a panel of channels n.
 
     a[m, k] lies at source + source_pixels[m] + offsets[k]. The table of offsets makes this one tile serve every layer: a 1x1
     convolution lists the channels it reads, wherever split, concat and shuffle left them; a grouped one those of its group; a 3x3 one
@@ -79,21 +79,21 @@ def dense(e: Emitter, given: Arguments, vectors: int, pixels: int) -> None:
                     e.forget()
                     w = [*w[:spare], e.load(weights, e.vector, v * e.size)]
                 following.append(e.multiply_add(a, w[v], sums[p * vectors + v]))
-        bound = e.everywhere(given["low"])
+        low, high = (e.everywhere(given[bound]) for bound in ("low", "high"))
         columns = [e.entry(given["columns"], v) for v in range(vectors)]
         outs = [e.build.add(given["target"], e.entry(target_pixels, p)) for p in range(pixels)]
         for (p, v), total in zip(cells, following[3:], strict=True):
-            e.store(e.larger(bound, total), e.build.add(outs[p], columns[v]))
+            e.store(e.between(low, total, high), e.build.add(outs[p], columns[v]))
 
 
-@tile("source source_row source_pixel weights bias target target_row target_pixel rows width low")
+@tile("source source_row source_pixel weights bias target target_row target_pixel rows width low high")
 def window(e: Emitter, given: Arguments, stride: int, pixels: int) -> None:
-    """out[i, j] = max(low, bias + sum_{u, v} x[s i + u, s j + v] * w[u, v]) for one vector of channels and some rows of pixels.
+    """out[i, j] = bias + sum_{u, v} x[s i + u, s j + v] * w[u, v], from low to high, for one vector of channels and rows of pixels.
 
     The nine weights stay in registers, and an input is loaded once for all the pixels of the tile in whose windows it lies. The last
     pixels of a row are computed twice where they do not fill a tile.
     """
-    w, bound = e.vectors(given["weights"], 9), e.everywhere(given["low"])
+    w, low, high = e.vectors(given["weights"], 9), *(e.everywhere(given[bound]) for bound in ("low", "high"))
     last = e.build.sub(given["width"], I64(pixels))
     tiles = e.build.udiv(e.build.add(given["width"], I64(pixels - 1)), I64(pixels))
     with e.loop(given["rows"], [given["source"], given["target"]]) as ((source_row, target_row), below):
@@ -113,7 +113,7 @@ def window(e: Emitter, given: Arguments, stride: int, pixels: int) -> None:
                 begin = e.step(begin, given["source_row"])
             out = e.build.add(target_row, e.build.mul(column, given["target_pixel"]))
             for total in sums:
-                e.store(e.larger(bound, total), out)
+                e.store(e.between(low, total, high), out)
                 out = e.step(out, given["target_pixel"])
         below += [
             e.build.add(source_row, e.build.mul(given["source_row"], I64(stride))),

@@ -6,13 +6,17 @@ import dataclasses
 from typing import Any
 
 from ..errors import ArchError
+from .mobilenet import MobileNetV1, MobileNetV2
 from .net import Net, Published
 from .shufflenet_v1 import ShuffleNetV1
 from .shufflenet_v2 import ShuffleNetV2
 
-__all__ = ["ARCHS", "Net", "Published", "ShuffleNetV1", "ShuffleNetV2", "build", "check_size", "describe", "fields"]
+__all__ = [
+    "ARCHS", "MobileNetV1", "MobileNetV2", "Net", "Published", "ShuffleNetV1", "ShuffleNetV2", "build", "check_size", "describe",
+    "fields",
+]  # fmt: skip
 
-ARCHS: dict[str, type[Net]] = {kind.arch: kind for kind in (ShuffleNetV1, ShuffleNetV2)}
+ARCHS: dict[str, type[Net]] = {kind.arch: kind for kind in (ShuffleNetV1, ShuffleNetV2, MobileNetV1, MobileNetV2)}
 DEFAULT = "v2"
 MIN_SIZE = 32  # pixels: the last stage sees an image at a 32nd of its size
 

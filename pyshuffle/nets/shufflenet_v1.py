@@ -40,6 +40,7 @@ class ShuffleNetV1(Net):
     classes: int = 1000
     order: str = "paper"
     bias: bool = True  # of the classifier; the authors' models have none
+    shuffle: bool = True  # without it a group of a stage never sees another: the paper's ablation
 
     arch: ClassVar[str] = "v1"
     choices: ClassVar[dict[str, tuple[str, ...]]] = {"order": ("paper", "authors")}
@@ -81,7 +82,8 @@ class ShuffleNetV1(Net):
     def branch2(self, ops: Ops[T], x: T, name: str, middle: int, out: int, stride: int, first_groups: int) -> T:
         """Grouped 1x1, shuffle, depthwise 3x3 without ReLU, grouped 1x1: the right-hand side of figure 2 (b) and (c)."""
         x = ops.conv_bn(x, f"{name}.branch2.0", f"{name}.branch2.1", middle, groups=first_groups)
-        x = ops.shuffle(x, self.groups if self.order == "paper" else middle // self.groups)
+        if self.shuffle:
+            x = ops.shuffle(x, self.groups if self.order == "paper" else middle // self.groups)
         x = ops.depthwise_bn(x, f"{name}.branch2.3", f"{name}.branch2.4", stride=stride)
         return ops.conv_bn(x, f"{name}.branch2.5", f"{name}.branch2.6", out, groups=self.groups, relu=False)
 

@@ -52,6 +52,7 @@ class ShuffleNetV2(Net):
     order: str = "paper"
     extra_depthwise: bool = False  # V2*, for detection: a 3x3 depthwise before the first 1x1 of each unit (section 4)
     bias: bool | None = None  # of the classifier; None: as the wiring has it
+    shuffle: bool = True  # without it the same half passes every unit of a stage untouched
 
     arch: ClassVar[str] = "v2"
     choices: ClassVar[dict[str, tuple[str, ...]]] = {"wiring": ("paper", "torchvision"), "order": ("paper", "authors")}
@@ -83,7 +84,7 @@ class ShuffleNetV2(Net):
     def unit_stride1(self, ops: Ops[T], x: T, name: str, channels: int) -> T:
         """Figure 3 (c)."""
         half = channels // 2
-        if self.order == "authors":
+        if self.shuffle and self.order == "authors":
             x = ops.shuffle(x, half)  # even channels first: the inverse of the shuffle with 2 groups
         left, right = ops.split(x)
         return self.join(ops, left, self.branch2(ops, right, name, half, half, stride=1))
@@ -105,7 +106,9 @@ class ShuffleNetV2(Net):
         return ops.conv_bn(x, f"{name}.branch2.5", f"{name}.branch2.6", out)
 
     def join(self, ops: Ops[T], left: T, right: T) -> T:
-        return ops.concat_shuffle(left, right, 2) if self.order == "paper" else ops.concat(left, right)
+        if self.shuffle and self.order == "paper":
+            return ops.concat_shuffle(left, right, 2)
+        return ops.concat(left, right)
 
     @property
     def published(self) -> Published:

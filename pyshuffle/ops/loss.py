@@ -1,6 +1,7 @@
 """Softmax cross-entropy with label smoothing e, the mean over the batch.
     p[n, k] = exp(z[n, k]) / sum_j exp(z[n, j])        q[n, k] = (1 - e) [k = label n] + e / K
     loss = -1/N sum_{n, k} q[n, k] log p[n, k]         dz = (p - q) / N
+The gradient: log p[k] changes by [k = j] - p[j] with z[j]; weighed with q, which sums to 1, that is q[j] - p[j].
 z (N, K) logits, labels (N,) integers -> a float. Both papers train with this loss, e = 0.1 in the authors' code.
 """
 

@@ -29,7 +29,8 @@ MOST, TALL = max(HEIGHTS), max(HEIGHTS.values())
 HEIGHT = np.array([HEIGHTS.get(vectors, 0) for vectors in range(MOST + 1)])
 ROWS = 16 * TALL  # of x in a block: they stay in the nearest cache while all panels are computed
 PART = 384  # rows of x, at least, in a part of the sum over all of them; a part has a dw of its own, and there are at most BLOCKS
-NONE, LEAST, ZEROS = np.int64(0), np.float32(-np.inf), np.zeros(MOST * LANES, np.float32)
+NONE, LOW, HIGH = np.int64(0), np.float32(-np.inf), np.float32(np.inf)
+ZEROS = np.zeros(MOST * LANES, np.float32)
 STORED = np.arange(MOST, dtype=np.uint32) * np.uint32(LANES * FLOAT)  # vectors side by side
 
 Table = npt.NDArray[np.integer]
@@ -131,7 +132,7 @@ def tile(vectors, rows, x, x_rows, x_columns, count, weights, bias, y, y_rows, y
     single = rows < HEIGHT[vectors]
     dense_tile(
         2 * vectors + single,
-        (NONE, rows, x, x_rows, x_columns, count, weights, bias, y, y_rows, y_columns, before, y_rows, y_columns, LEAST),
+        (NONE, rows, x, x_rows, x_columns, count, weights, bias, y, y_rows, y_columns, before, y_rows, y_columns, LOW, HIGH),
     )
 
 

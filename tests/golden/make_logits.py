@@ -1,11 +1,11 @@
-"""Logits computed by torch, of ShuffleNet V1 and V2, for weights and images that anyone can draw again.
+"""Logits computed by torch, of ShuffleNet V1 and V2 and MobileNet V2, for weights and images that anyone can draw again.
 
     PYTHONPATH=. python tests/golden/make_logits.py        (from the root of the project; needs torch and torchvision)
 
 writes logits.npz next to this file: the file holds answers alone. Weights and images are functions of a name, a shape and a seed,
 so the test draws the same ones without torch. Random weights serve as well as trained ones, because a wrong padding, a
-transposed filter or a misplaced shuffle changes their logits just as much. V2 is torchvision's; V1, which torchvision has not, is
-written below a second time, from figure 2 of the paper and with torch's own channel shuffle.
+transposed filter or a misplaced shuffle changes their logits just as much. Both V2 are torchvision's; V1, which torchvision does not
+have, is written below a second time, from figure 2 of the paper and with torch's own channel shuffle.
 """
 
 import zlib
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pyshuffle.nets import Net, ShuffleNetV1, ShuffleNetV2
+from pyshuffle.nets import MobileNetV2, Net, ShuffleNetV1, ShuffleNetV2
 from pyshuffle.types import Array, Params
 
 LOGITS = Path(__file__).with_name("logits.npz")
@@ -23,6 +23,7 @@ NETS: dict[str, Net] = {
     "v1_g8_x1_0": ShuffleNetV1(1.0, groups=8),
     "v2_x0_5": ShuffleNetV2(0.5, wiring="torchvision"),
     "v2_x1_0": ShuffleNetV2(1.0, wiring="torchvision"),
+    "mobilenet_v2": MobileNetV2(1.0),
 }
 SIZES = (224, 97)  # pixels
 SPREAD = {"bias": (-0.2, 0.2), "running_mean": (-0.3, 0.3), "running_var": (0.5, 2.0), "weight": (0.5, 1.5)}  # of the vectors
@@ -64,13 +65,17 @@ def torch_logits(name: str, params: Params, x: Array) -> Array:
     with torch.no_grad():
         if name.startswith("v1"):
             return v1_logits(state, image, NETS[name].groups).numpy()
-        return torchvision_logits(state, image, name.removeprefix("v2_")).numpy()
+        return torchvision_logits(state, image, name).numpy()
 
 
-def torchvision_logits(state, image, width):
-    import torchvision
+def torchvision_logits(state, image, name):
+    from torchvision import models
 
-    model = getattr(torchvision.models, f"shufflenet_v2_{width}")(weights=None).double().eval()
+    if name.startswith("mobilenet"):
+        model = models.mobilenet_v2(weights=None, width_mult=NETS[name].width)
+    else:
+        model = getattr(models, f"shufflenet_{name}")(weights=None)
+    model = model.double().eval()
     missing, unexpected = model.load_state_dict(state, strict=False)
     assert not unexpected
     assert all(key.endswith("num_batches_tracked") for key in missing)

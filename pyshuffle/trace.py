@@ -1,0 +1,124 @@
+"""A photograph's way through ShuffleNet V2, shape by shape, as a page: `python -m pyshuffle.trace PHOTO > pyshuffle/nets/trace.md`"""
+
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import Any
+
+from . import cli, image, tables
+from .backends.cost import Cost, Map
+from .nets import ShuffleNetV2
+
+HEADINGS = ("operation", "output", "what becomes of it")
+NOTHING: Mapping[str, tuple[int, ...]] = MappingProxyType({})
+
+
+class Sections(Cost):
+    """What is counted, in the parts of the page: title -> rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts: dict[str, list[tuple[str, str, str]]] = {"Stem": []}
+
+    def begin(self, title: str) -> None:
+        self.parts[title] = []
+
+    def record(
+        self,
+        op: str,
+        y: Map,
+        inputs: tuple[Map, ...],
+        name: str = "",
+        parameters: Mapping[str, tuple[int, ...]] = NOTHING,
+        macs: int = 0,
+    ) -> Map:
+        if name.startswith("conv5.0"):
+            self.begin("Head")
+        self.parts[next(reversed(self.parts))].append((f"{op} {name}".strip(), shape(y), self.said(op, y, inputs, parameters)))
+        return super().record(op, y, inputs, name, parameters, macs)
+
+    def said(self, op: str, y: Map, inputs: tuple[Map, ...], parameters: Mapping[str, tuple[int, ...]]) -> str:
+        """In words."""
+        x, channels = inputs[0], inputs[0].shape[-1]
+        stride = f", stride {y.jump // x.jump}" if y.jump > x.jump else ""
+        kernel = parameters["weight"][0] if op == "conv" else 3
+        size = f"{kernel} x {kernel}"
+        half = channels // 2
+        return {
+            "conv": f"{size}, {channels} to {y.shape[-1]} channels{stride}",
+            "depthwise": f"{size}, each channel alone{stride}",
+            "batchnorm": f"each of {channels} channels by its own mean and variance",
+            "relu": "negative values become 0",
+            "maxpool": f"the largest of {size}{stride}",
+            "split": f"0 to {half - 1} pass untouched, {half} to {channels - 1} go on",
+            "concat": f"{' + '.join(str(part.shape[-1]) for part in inputs)} channels side by side",
+            "shuffle": f"channel {half} b + a becomes 2 a + b",
+            "mean": f"of all {' x '.join(map(str, x.shape[1:3]))} pixels; its receptive field is {y.field} pixels each way",
+            "linear": f"{channels} features to {y.shape[-1]} classes",
+        }[op]
+
+
+class Traced(ShuffleNetV2):
+    """The network, which tells where a unit begins."""
+
+    def unit_stride1(self, ops: Any, x: Any, name: str, channels: int) -> Any:
+        ops.begin(f"{titled(name)}: figure 3 (c)")
+        return super().unit_stride1(ops, x, name, channels)
+
+    def unit_stride2(self, ops: Any, x: Any, name: str, channels: int, out: int) -> Any:
+        ops.begin(f"{titled(name)}: figure 3 (d), both branches read its input")
+        return super().unit_stride2(ops, x, name, channels, out)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = cli.Parser(prog="python -m pyshuffle.trace", description="Trace a photograph through ShuffleNet V2, shape by shape.")
+    parser.add_argument("photo", metavar="PHOTO", help="an image")
+    parser.add_argument("--width", type=float, default=1.0, help="of the network (default: %(default)s)")
+    args = parser.parse_args(argv)
+    print(*page(args.photo, Traced(args.width)), sep="\n")
+    return 0
+
+
+def page(photo: str, net: Traced) -> Iterator[str]:
+    """Its lines, in Markdown."""
+    picture, preprocess = image.decode(photo), image.TORCHVISION
+    resized, cropped = image.resize(picture, preprocess), image.crop(picture, preprocess)
+    pixels = image.prepare(picture, preprocess)
+    ops = Sections()
+    net(ops, Map(pixels.shape))
+    yield f"# A photograph through ShuffleNet V2 {net.width}\n"
+    yield f"Made by `python -m pyshuffle.trace {photo}`. Shapes are (height, width, channels); table 5 of the paper has the stages.\n"
+    yield "## Photograph\n"
+    preparation = (
+        ("decode", (picture.height, picture.width, 3), "RGB, 0 to 255"),
+        ("resize", (resized.height, resized.width, 3), f"the short side has {preprocess.resize} pixels"),
+        ("crop", (cropped.height, cropped.width, 3), "the centre"),
+        ("normalise", pixels.shape[1:], "by the mean and deviation of each colour; float32"),
+    )
+    yield tables.render(
+        HEADINGS, [(name, " x ".join(map(str, size)), what) for name, size, what in preparation], "markdown", left=3
+    )
+    before = None
+    for title, rows in ops.parts.items():
+        alike = [(re.sub(r"\.\d+\.", ".", name, count=1), *rest) for name, *rest in rows]
+        if alike == before:
+            yield f"\n{title.partition(':')[0]}: as the unit before."
+        else:
+            yield f"\n## {title}\n\n{tables.render(HEADINGS, rows, 'markdown', left=3)}"
+        before = alike
+    macs, params = (sum(getattr(row, column) for row in ops.rows) for column in ("macs", "params"))
+    yield f"\n{macs / 1e6:.2f} million multiply-adds, {params:,} parameters. A softmax turns the logits into probabilities."
+
+
+def titled(name: str) -> str:
+    stage, unit = name.removeprefix("stage").split(".")
+    return f"Stage {stage}, unit {unit}"
+
+
+def shape(y: Map) -> str:
+    return " x ".join(map(str, y.shape[1:]))
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))
