@@ -16,7 +16,7 @@ PHOTO = "tests/photos/chelsea.png"
 def test_the_page_is_up_to_date(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     assert cli.run(trace.main, [PHOTO]) == 0
-    assert capsys.readouterr().out == (ROOT / "docs" / "trace.md").read_text()
+    assert capsys.readouterr().out == (ROOT / "pyshuffle" / "nets" / "trace.md").read_text()
 
 
 def test_its_shapes_are_those_of_the_photograph_on_its_way(monkeypatch, capsys):
