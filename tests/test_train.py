@@ -98,7 +98,7 @@ def test_the_learning_rate_rises_over_an_epoch_and_falls_to_nothing():
 def test_a_run_leaves_curves_and_weights_that_classify_can_use(images, tmp_path, capsys):
     out, labels = tmp_path / "run", tmp_path / "labels.txt"
     labels.write_text("red\ngreen\nblue\n")
-    assert run(images, *SMALL, "--epochs", 6, "--rate", 8, "--labels", labels, "--out", out) == 0
+    assert run(images, *SMALL, "--epochs", 6, "--rate", 2, "--labels", labels, "--out", out) == 0
     printed = capsys.readouterr().out
     assert printed.startswith("24 images to train on, 6 held out, 3 classes\n")
     assert "epoch 6/6  loss " in printed
