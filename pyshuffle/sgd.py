@@ -44,11 +44,23 @@ class Trainer:
         """(mean loss without smoothing, accuracy) with the running statistics."""
         total, right, seen = 0.0, 0, 0
         for images, labels in batches:
-            logits = self.net(Numba(self.params), images)
-            total += loss.forward(logits, labels) * len(labels)
-            right += int((logits.argmax(axis=1) == labels).sum())
-            seen += len(labels)
+            value, named = self.judge(images, labels)
+            total, right, seen = total + value * len(labels), right + named, seen + len(labels)
         return total / seen, right / seen
+
+    def judge(self, images: Array, labels: Labels) -> tuple[float, int]:
+        """The mean loss of a batch without smoothing, and how many images were named rightly, with the running statistics."""
+        logits = self.net(Numba(self.params), images)
+        return loss.forward(logits, labels), int((logits.argmax(axis=1) == labels).sum())
+
+    def state(self) -> dict[str, Params]:
+        """Everything that steps move, on the host."""
+        return {"params": self.params, "velocity": self.velocity}
+
+    def restore(self, state: dict[str, Params]) -> None:
+        """Put arrays of such a state in the place of those there are."""
+        for kind, arrays in state.items():
+            getattr(self, kind).update(arrays)
 
     def finite(self) -> bool:
         """Whether every parameter is a number still."""

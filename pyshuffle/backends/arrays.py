@@ -3,6 +3,8 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+
 from ..errors import WeightsError
 from ..ops import batchnorm
 from ..types import Array, Params
@@ -19,7 +21,9 @@ class Arrays(Ops[Array]):
     """
 
     functions: Mapping[str, tuple[Callable[..., Any], Callable[..., Any]]]  # operation -> its forward and its backward
-    statistics: Callable[[Array], tuple[Array, Array]]
+    statistics: Callable[..., Any]
+    follow: Callable[..., None] = staticmethod(batchnorm.follow)
+    zeros_like: Callable[..., Any] = staticmethod(np.zeros_like)
 
     def __init__(self, params: Params, training: bool = False) -> None:
         self.params = params
@@ -50,10 +54,8 @@ class Arrays(Ops[Array]):
         used = running
         if self.training:
             batchnorm.check(x, self.param(f"{name}.weight"), self.param(f"{name}.bias"), *running)
-            used = mean, var = self.statistics(x)
-            count = x.size // x.shape[-1]
-            for average, now in zip(running, (mean, var * (count / max(count - 1, 1))), strict=True):  # the unbiased variance
-                average += BN_MOMENTUM * (now - average)
+            used = self.statistics(x)
+            self.follow(running, used, BN_MOMENTUM, x.size // x.shape[-1])
         settings = {"mean": used[0], "var": used[1], "training": self.training, "relu": relu}
         return self.run("batchnorm", (x,), (f"{name}.weight", f"{name}.bias"), **settings)
 

@@ -13,7 +13,7 @@ from numba import prange
 from ..engine.intrinsics import slope_tile, window_tile
 from ..engine.machine import FLOAT, machine
 from ..errors import ShapeError
-from ..types import Array
+from ..types import Array, Shaped
 from .check import check_gradient, check_map, out_size, require_float32
 from .jit import BLOCKS, kernel, require_jit
 from .product import vector_starts
@@ -109,7 +109,7 @@ def widened(array: Array) -> Array:
     return np.ascontiguousarray(np.pad(array, [(0, 0)] * (array.ndim - 1) + [(0, short)]) if short > 0 else array)
 
 
-def check(x: Array, w: Array, stride: int, dy: Array | None = None) -> tuple[int, int, int, int]:
+def check(x: Shaped, w: Shaped, stride: int, dy: Shaped | None = None) -> tuple[int, int, int, int]:
     """The shape of y. Raises ShapeError, naming the value and the rule."""
     check_map(x)
     if w.shape != (3, 3, x.shape[3]):

@@ -10,7 +10,7 @@ The gradient of a maximum goes to the first pixel, in row order, that attains it
 import numpy as np
 from numba import prange
 
-from ..types import Array
+from ..types import Array, Shaped
 from .check import check_gradient, check_map, out_size, require_float32
 from .jit import kernel
 from .windows import fold, windows
@@ -178,7 +178,7 @@ def _pool(kernel, x: Array) -> Array:
     return y
 
 
-def pooled_shape(x: Array) -> tuple[int, int, int, int]:
+def pooled_shape(x: Shaped) -> tuple[int, int, int, int]:
     """The shape of y. Raises ShapeError."""
     check_map(x)
     return x.shape[0], out_size(x.shape[1], 2), out_size(x.shape[2], 2), x.shape[3]
