@@ -4,10 +4,12 @@
 The decay is for weights of more than one axis: filters, and the classifier's matrix.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 
+from .backends.arrays import Arrays
 from .backends.numba import Numba
 from .backends.tape import Tape
 from .data import Batch
@@ -22,16 +24,19 @@ MOMENTUM, DECAY, SMOOTHING = 0.9, 4e-5, 0.1
 class Trainer:
     """A network, its parameters, which `step` moves in place, and their velocities."""
 
+    arrays: type[Arrays] = Numba  # what the network is run as
+    losses: tuple[Callable[..., Any], Callable[..., Any]] = loss.forward, loss.backward
+
     def __init__(self, net: Net, params: Params, decay: float = DECAY, smoothing: float = SMOOTHING) -> None:
         self.net, self.params, self.decay, self.smoothing = net, params, decay, smoothing
         self.velocity: Params = {}
 
     def step(self, images: Array, labels: Labels, rate: float) -> tuple[float, int]:
         """One step on images (N, H, W, 3). Returns the mean loss before it, and how many images were named rightly."""
-        tape = Tape(Numba(self.params, training=True))
+        tape = Tape(self.arrays(self.params, training=True))
         logits = self.net(tape, images)
-        value = loss.forward(logits, labels, self.smoothing)
-        gradients, _ = tape.backward(logits, loss.backward(logits, labels, self.smoothing))
+        value, dlogits = (function(logits, labels, self.smoothing) for function in self.losses)
+        gradients, _ = tape.backward(logits, dlogits)
         for name, gradient in gradients.items():
             weight = self.params[name]
             velocity = self.velocity.setdefault(name, np.zeros_like(weight))
@@ -50,8 +55,8 @@ class Trainer:
 
     def judge(self, images: Array, labels: Labels) -> tuple[float, int]:
         """The mean loss of a batch without smoothing, and how many images were named rightly, with the running statistics."""
-        logits = self.net(Numba(self.params), images)
-        return loss.forward(logits, labels), int((logits.argmax(axis=1) == labels).sum())
+        logits = self.net(self.arrays(self.params), images)
+        return self.losses[0](logits, labels), int((logits.argmax(axis=1) == labels).sum())
 
     def state(self) -> dict[str, Params]:
         """Everything that steps move, on the host."""

@@ -19,7 +19,7 @@ from numba.cuda.simulator import kernel, kernelapi
 
 from pyshuffle.backends.arrays import Arrays
 from pyshuffle.backends.cuda import Cuda
-from pyshuffle.cuda import launch
+from pyshuffle.cuda import launch, loss
 
 ANYTHING = {"f": np.nan, "i": -(2**31)}  # what memory holds that nobody has written
 SPAN = 1 << 40  # of the numbers of threads, between two barriers
@@ -183,6 +183,19 @@ def from_host(function: Any) -> Any:
         return launch.download(value) if isinstance(value, launch.Tensor) else value
 
     return lambda *arrays, **settings: down(function(*map(up, arrays), **{name: up(value) for name, value in settings.items()}))
+
+
+def of_loss(which: int) -> Any:
+    """The loss (0), or its gradient (2), by logits and labels of NumPy's."""
+
+    def run(logits: np.ndarray, labels: np.ndarray, smoothing: float = 0.0) -> Any:
+        found = loss.run(launch.upload(logits), labels, smoothing)[which]
+        return launch.download(found) if which else found
+
+    return run
+
+
+LOSS = of_loss(0), of_loss(2)
 
 
 class Simulated(Arrays):

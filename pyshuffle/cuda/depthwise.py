@@ -61,7 +61,7 @@ def _filter(stride: int) -> Kernel:
     return kernel("FIFFF634ii", THREADS)(filter)
 
 
-FILTERS = {1: _filter(1), 2: _filter(2)}
+filter_stride1, filter_stride2 = _filter(1), _filter(2)
 
 
 @kernel("FFF6iii", LANES * SUMMING)
@@ -127,4 +127,4 @@ def filtered(
     """One launch; the arguments are those of conv.product, but that the spread follows x's size, and its groups are channels."""
     images, rows, columns, *_ = view
     grid = blocks_for(rows, TALL) * blocks_for(columns, WIDE), blocks_for(written[3], LANES), images
-    FILTERS[stride](grid, x, offsets, w, bias, y, view, read, written, turned, follow)
+    (filter_stride1 if stride == 1 else filter_stride2)(grid, x, offsets, w, bias, y, view, read, written, turned, follow)

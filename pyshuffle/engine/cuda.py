@@ -1,6 +1,6 @@
-"""Compiled inference on the device: the steps of the engine's plan, each of them one launch.
+"""Compiled inference on an NVIDIA GPU: the steps of the plan, each of them one launch of a kernel of ../cuda/.
 
-The plan (../engine/plan.py) has folded batch normalisation, ReLU and shortcuts into the convolutions, and made lists of split, concat
+The plan (plan.py) has folded batch normalisation, ReLU and shortcuts into the convolutions, and made lists of split, concat
 and shuffle; what those lists say becomes the tables through which the kernels read. Maps lie in one array, the arena, that all steps
 read and write, one place after another as they are needed: a place has the maps of all images, (N, H, W, columns), without halo.
 """
@@ -14,14 +14,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..engine.layout import Buffer, place
-from ..engine.machine import FLOAT, Machine
-from ..engine.plan import DENSE, IMAGE, MAXIMUM, MEAN, OUTPUT, WINDOW, Map, Plan, Step
+from ..cuda import conv, depthwise, pool
+from ..cuda.launch import LARGEST, Tensor, blocks_for, upload
 from ..errors import ShapeError
 from ..nets import Net, check_size
 from ..types import Array, Params
-from . import conv, depthwise, pool
-from .launch import LARGEST, Tensor, blocks_for, upload
+from .layout import Buffer, place
+from .machine import FLOAT, Machine
+from .plan import DENSE, IMAGE, MAXIMUM, MEAN, OUTPUT, WINDOW, Map, Plan, Step
 
 NOTHING = (0, 0, 0)  # where a residual lies that there is not
 
@@ -49,6 +49,10 @@ class Program(NamedTuple):
     logits: Any  # the part that they come from
     launches: list[Callable[[], None]]
 
+    def run(self) -> None:
+        for launch in self.launches:
+            launch()
+
 
 class Model:
     """A compiled network: `model(x) -> logits`, as engine.Model."""
@@ -67,8 +71,7 @@ class Model:
             raise ShapeError("x holds a value that is not finite")
         program = self.program(len(x))
         program.image.copy_to_device(np.ascontiguousarray(x).reshape(-1))
-        for launch in program.launches:
-            launch()
+        program.run()
         logits: Array = program.logits.copy_to_host().reshape(len(x), self.plan.classes)
         return logits
 
