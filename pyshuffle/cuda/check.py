@@ -40,7 +40,8 @@ class Needs(NamedTuple):
     local: int  # bytes of a thread: what is spilled, and arrays that are not in registers
 
     def too_much(self, threads: int) -> bool:
-        return bool(self.local) or self.registers * threads > REGISTERS or self.shared > SHARED or threads > THREADS
+        registers = -(-threads // 32) * 32 * -(-self.registers // 8) * 8  # given out to whole warps, by eights
+        return bool(self.local) or registers > REGISTERS or self.shared > SHARED or threads > THREADS
 
 
 def main(argv: list[str] | None = None) -> int:
