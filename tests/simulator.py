@@ -62,29 +62,35 @@ def indices(shape: tuple[int, ...]) -> Any:
 
 
 class Thread(threading.Thread):
-    """One that runs when it is told to, until it ends or waits at a barrier."""
+    """One that runs when it is told to, until it ends or waits at a barrier. It plays one thread of a block, or several in turn."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
         self.go, self.back = threading.Lock(), threading.Lock()
         self.go.acquire()
         self.back.acquire()
+        self.waits = self.abandoned = False
         self.start()
 
     def run(self) -> None:
         while True:
             self.go.acquire()
             try:
-                self.task()
+                for number in self.numbers:
+                    self.threadIdx = kernelapi.Dim3(number, 0, 0)
+                    GPU.thread = self.number = number + self.first
+                    self.task()
             except Exception as error:
                 self.error = error
             self.waits = False
             self.back.release()
 
-    def begin(self, task: Any, block: tuple[int, ...], thread: int) -> None:
-        self.task, self.error = task, None
-        self.number = thread + 1024 * (block[0] + 2**20 * (block[1] + 2**5 * block[2]))
-        self.blockIdx, self.threadIdx = kernelapi.Dim3(*block), kernelapi.Dim3(thread, 0, 0)
+    def begin(self, task: Any, block: tuple[int, ...], numbers: Any) -> None:
+        """Run the task as each of the threads of these numbers."""
+        self.task, self.error, self.numbers = task, None, numbers
+        self.blockIdx = kernelapi.Dim3(*block)
+        self.number = self.first = 1024 * (block[0] + 2**20 * (block[1] + 2**5 * block[2]))
+        self.advance()
 
     def advance(self) -> None:
         GPU.thread = self.number
@@ -97,6 +103,15 @@ class Thread(threading.Thread):
         self.waits = True
         self.back.release()
         self.go.acquire()
+        if self.abandoned:
+            raise RuntimeError("another thread has failed")
+
+    def abandon(self) -> None:
+        """Have what waits at a barrier end there."""
+        self.abandoned = True
+        self.go.release()
+        self.back.acquire()
+        self.abandoned = False
 
 
 class GPU:
@@ -116,24 +131,32 @@ class GPU:
         if not any(block):  # the first one of a launch
             GPU.arrays.clear()
         GPU.shared.clear()
+        GPU.begin += SPAN
         watched = [watch(a._item._ary) if isinstance(a, kernel.FakeWithinKernelCUDAArray) else a for a in arguments]
         while len(self.threads) < self.size:
             self.threads.append(Thread())
-        running = self.threads[: self.size]
-        for number, thread in enumerate(running):
-            thread.begin(lambda: self.function(*watched), block, number)
         try:
-            while running:
-                GPU.begin += SPAN
-                for thread in running:
-                    thread.advance()
-                waiting = [thread for thread in running if thread.waits]
-                if waiting and len(waiting) < self.size:
-                    raise RuntimeError(f"{len(waiting)} of {self.size} threads wait at a barrier that the others do not reach")
-                running = waiting
-        except Exception:
-            self.threads.clear()  # those that wait at a barrier wait for ever
-            raise
+            self.play(lambda: self.function(*watched), block, self.threads[: self.size])
+        finally:
+            for thread in self.threads:
+                if thread.waits:
+                    thread.abandon()
+
+    def play(self, task: Any, block: tuple[int, ...], threads: list[Thread]) -> None:
+        threads[0].begin(task, block, [0])
+        if not threads[0].waits:  # a kernel without barriers: one Python thread will do
+            threads[0].begin(task, block, range(1, self.size))
+        else:
+            for number, thread in enumerate(threads[1:], start=1):
+                thread.begin(task, block, [number])
+        waiting = [thread for thread in threads if thread.waits]
+        while waiting:
+            if len(waiting) < self.size:
+                raise RuntimeError(f"{len(waiting)} of {self.size} threads wait at a barrier that the others do not reach")
+            GPU.begin += SPAN
+            for thread in threads:
+                thread.advance()
+            waiting = [thread for thread in threads if thread.waits]
 
 
 def watch(array: np.ndarray) -> Watched:

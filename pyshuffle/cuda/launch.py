@@ -1,8 +1,8 @@
 """Kernels, arrays and memory of the device: what every operation in this folder stands on.
 
-A kernel sees flat arrays and numbers. Its signature says which, so that it is compiled once, for the device at its first launch, or
-without any for `check`:
-    F, D, I    an array of float32, float64, int32        f, d, i    a number        3, 4, 5, ...    a tuple of so many i
+A kernel sees flat arrays, by their address, and numbers. Its signature says which, so that it is compiled once: for the device at its
+first launch, or without any for `check`.
+    F, D, I    the address of float32, float64, int32        f, d, i    a number        3, 4, 5, ...    a tuple of so many i
 
 Everything runs on the default stream, one thing after another. So memory that is let go can be used again at once, though what was
 launched before may still be reading it: `take` hands out what `Memory` gave back. Nothing is copied between host and device but by
@@ -24,7 +24,12 @@ from numba import cuda, float32, float64, int32, types, void
 from ..errors import ShapeError
 from ..types import Array, Params
 
-ARGUMENTS = {"F": float32[::1], "D": float64[::1], "I": int32[::1], "f": float32, "d": float64, "i": int32}
+ARGUMENTS = {"F": types.CPointer(float32), "D": types.CPointer(float64), "I": types.CPointer(int32)} | {
+    "f": float32, "d": float64, "i": int32
+}  # fmt: skip
+CONFIG: Any = cuda.config
+SIMULATED = CONFIG.ENABLE_CUDASIM
+CONFIG.CUDA_LOW_OCCUPANCY_WARNINGS = 0  # numba warns of small grids: these maps are small
 LANES = 32  # channels side by side in a block that sees each channel alone: a warp reads them at one go
 TALL = 8  # rows of threads in such a block
 THREADS = 256  # of a block that sees each value alone
@@ -48,7 +53,7 @@ class Kernel:
 
     def __call__(self, blocks: int | tuple[int, ...], *arguments: Any) -> None:
         Kernel.launched += 1
-        self.compiled[blocks, self.threads](*(a.values if isinstance(a, Tensor) else a for a in arguments))
+        self.compiled[blocks, self.threads](*(a.memory.pointer if isinstance(a, Tensor) else a for a in arguments))
 
 
 def kernel(arguments: str, threads: int = THREADS) -> Callable[[Callable[..., None]], Kernel]:
@@ -61,6 +66,8 @@ class Memory:
 
     def __init__(self, size: int, dtype: np.dtype[Any]) -> None:
         self.values = take(size, dtype)
+        # As kernels are given it: an address is a fraction of the work for numba that an array is. The simulator has none.
+        self.pointer = self.values if SIMULATED else self.values.device_ctypes_pointer.value
 
     def __del__(self) -> None:
         if POOL is not None and hasattr(self, "values"):  # at exit, globals go before what they hold
