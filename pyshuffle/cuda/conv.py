@@ -16,7 +16,7 @@ import numpy as np
 from numba import cuda, float32, int32
 
 from ..ops.conv import check
-from .launch import Kernel, Tensor, blocks_for, kernel, parts_for, summed, table
+from .launch import Kernel, Tensor, blocks_for, first3, first4, first5, first8, kernel, parts_for, summed, table
 
 TILE = 32  # pixels or channels of a block
 DEPTH = 16  # columns of A in shared memory at a time
@@ -41,11 +41,11 @@ def _multiply(windowed: bool) -> Kernel:
     """The product, for windows of any kind or, faster, for such as are a pixel, the same as that of y."""
 
     def multiply(x, offsets, w, bias, residual, residual_offsets, y, view, read, weights, written, added, follow):
-        images, rows, columns, height, width, kernel, stride, spread = view
-        x_first, x_image, x_pixel, inputs = read
-        w_first, w_tap, w_input, w_output, w_group = weights
-        y_first, y_image, y_pixel, outputs = written
-        r_first, r_image, r_pixel = added
+        images, rows, columns, height, width, kernel, stride, spread = first8(view)
+        x_first, x_image, x_pixel, inputs = first4(read)
+        w_first, w_tap, w_input, w_output, w_group = first5(weights)
+        y_first, y_image, y_pixel, outputs = first4(written)
+        r_first, r_image, r_pixel = first3(added)
         a = cuda.shared.array((DEPTH, PADDED), float32)
         b = cuda.shared.array((DEPTH, TILE), float32)
         t, group = cuda.threadIdx.x, cuda.blockIdx.z
@@ -124,16 +124,16 @@ def _multiply(windowed: bool) -> Kernel:
                         y[y_first + n_image * y_image + p * y_pixel + out] = value
 
     multiply.__name__ = "multiply_windows" if windowed else "multiply"
-    return kernel("FIFFFIF84543i", THREADS)(multiply)
+    return kernel("FIFFFIFIIIIIi", THREADS)(multiply)
 
 
 multiply, multiply_windows = _multiply(False), _multiply(True)
 
 
-@kernel("FFF8iiii", THREADS)
+@kernel("FFFIiiii", THREADS)
 def multiply_transposed(x, dy, parts, view, inputs, depth, outputs, share):
     """parts[p] = A^T dy over `share` of the pixels, for every group. x, dy and parts are contiguous."""
-    images, rows, columns, height, width, size, stride, _ = view
+    images, rows, columns, height, width, size, stride, _ = first8(view)
     a = cuda.shared.array((DEPTH, TILE), float32)
     b = cuda.shared.array((DEPTH, TILE), float32)
     t, groups, tiles = cuda.threadIdx.x, cuda.gridDim.z, (outputs + TILE - 1) // TILE

@@ -11,7 +11,7 @@ from numba import cuda, float32
 
 from ..ops.depthwise import check
 from .conv import source
-from .launch import LANES, Kernel, Tensor, blocks_for, kernel, parts_for, summed, table
+from .launch import LANES, Kernel, Tensor, blocks_for, first3, first4, first6, kernel, parts_for, summed, table
 
 TALL, WIDE, TAPS = 4, 7, 9  # seven divides the maps of an image of 224 pixels
 THREADS = LANES * TALL
@@ -23,9 +23,9 @@ def _filter(stride: int) -> Kernel:
     HIGH, LONG = (TALL - 1) * stride + 3, (WIDE - 1) * stride + 3
 
     def filter(x, offsets, w, bias, y, view, read, written, turned, follow):
-        _, rows, columns, height, width, spread = view
-        x_first, x_image, x_pixel = read
-        y_first, y_image, y_pixel, channels = written
+        _, rows, columns, height, width, spread = first6(view)
+        x_first, x_image, x_pixel = first3(read)
+        y_first, y_image, y_pixel, channels = first4(written)
         seen = cuda.shared.array((HIGH, LONG, LANES), float32)
         lane, row = cuda.threadIdx.x % LANES, cuda.threadIdx.x // LANES
         c, image = cuda.blockIdx.y * LANES + lane, cuda.blockIdx.z
@@ -58,16 +58,16 @@ def _filter(stride: int) -> Kernel:
                     y[y_first + image * y_image + (i * columns + j) * y_pixel + c] = value
 
     filter.__name__ = f"filter_stride{stride}"
-    return kernel("FIFFF634ii", THREADS)(filter)
+    return kernel("FIFFFIIIii", THREADS)(filter)
 
 
 filter_stride1, filter_stride2 = _filter(1), _filter(2)
 
 
-@kernel("FFF6iii", LANES * SUMMING)
+@kernel("FFFIiii", LANES * SUMMING)
 def backward_w(x, dy, parts, view, channels, stride, share):
     """parts[p, tap, c] = sum of x dy over `share` of the pixels of dy."""
-    images, rows, columns, height, width, _ = view
+    images, rows, columns, height, width, _ = first6(view)
     shared = cuda.shared.array((SUMMING, TAPS, LANES), float32)
     lane, row = cuda.threadIdx.x % LANES, cuda.threadIdx.x // LANES
     c = cuda.blockIdx.y * LANES + lane

@@ -2,7 +2,8 @@
 
 A kernel sees flat arrays, by their address, and numbers. Its signature says which, so that it is compiled once: for the device at its
 first launch, or without any for `check`.
-    F, D, I    the address of float32, float64, int32        f, d, i    a number        3, 4, 5, ...    a tuple of so many i
+    F, D, I    the address of float32, float64, int32        f, d, i    a number
+An address costs numba the least to hand over: so a tuple of numbers is handed over as one too, of a table that stays on the device.
 
 Everything runs on the default stream, one thing after another. So memory that is let go can be used again at once, though what was
 launched before may still be reading it: `take` hands out what `Memory` gave back. Nothing is copied between host and device but by
@@ -12,6 +13,7 @@ launched before may still be reading it: `take` hands out what `Memory` gave bac
 from __future__ import annotations
 
 import math
+import warnings
 from collections import defaultdict
 from collections.abc import Callable
 from functools import cache, cached_property
@@ -29,7 +31,7 @@ ARGUMENTS = {"F": types.CPointer(float32), "D": types.CPointer(float64), "I": ty
 }  # fmt: skip
 CONFIG: Any = cuda.config
 SIMULATED = CONFIG.ENABLE_CUDASIM
-CONFIG.CUDA_LOW_OCCUPANCY_WARNINGS = 0  # numba warns of small grids: these maps are small
+warnings.filterwarnings("ignore", "Grid size .* under-utilization")  # the maps are small, and so are the grids
 LANES = 32  # channels side by side in a block that sees each channel alone: a warp reads them at one go
 TALL = 8  # rows of threads in such a block
 THREADS = 256  # of a block that sees each value alone
@@ -45,7 +47,7 @@ class Kernel:
     def __init__(self, function: Callable[..., None], arguments: str, threads: int) -> None:
         self.function, self.threads = function, threads
         self.name = f"{function.__module__.rpartition('.')[2]}.{function.__name__}"
-        self.signature = void(*(ARGUMENTS.get(a) or types.UniTuple(int32, int(a)) for a in arguments))
+        self.signature = void(*(ARGUMENTS[letter] for letter in arguments))
 
     @cached_property
     def compiled(self) -> Any:
@@ -53,6 +55,7 @@ class Kernel:
 
     def __call__(self, blocks: int | tuple[int, ...], *arguments: Any) -> None:
         Kernel.launched += 1
+        arguments = tuple(table(a) if isinstance(a, tuple) else a for a in arguments)
         self.compiled[blocks, self.threads](*(a.memory.pointer if isinstance(a, Tensor) else a for a in arguments))
 
 
@@ -66,7 +69,7 @@ class Memory:
 
     def __init__(self, size: int, dtype: np.dtype[Any]) -> None:
         self.values = take(size, dtype)
-        # As kernels are given it: an address is a fraction of the work for numba that an array is. The simulator has none.
+        # As kernels are given it; the simulator has no addresses.
         self.pointer = self.values if SIMULATED else self.values.device_ctypes_pointer.value
 
     def __del__(self) -> None:
@@ -168,6 +171,31 @@ def blocks_for(size: int, each: int = THREADS) -> int:
 def parts_for(pixels: int) -> int:
     """In how many parts pixels are summed: a number that depends on nothing else, so that the sum never does."""
     return min(PARTS, blocks_for(pixels, 128))
+
+
+@cuda.jit(device=True, inline="always")
+def first3(t):
+    return t[0], t[1], t[2]
+
+
+@cuda.jit(device=True, inline="always")
+def first4(t):
+    return t[0], t[1], t[2], t[3]
+
+
+@cuda.jit(device=True, inline="always")
+def first5(t):
+    return t[0], t[1], t[2], t[3], t[4]
+
+
+@cuda.jit(device=True, inline="always")
+def first6(t):
+    return t[0], t[1], t[2], t[3], t[4], t[5]
+
+
+@cuda.jit(device=True, inline="always")
+def first8(t):
+    return t[0], t[1], t[2], t[3], t[4], t[5], t[6], t[7]
 
 
 @kernel("Fi")

@@ -10,18 +10,18 @@ from numba import cuda
 
 from ..ops.check import check_gradient, check_map
 from ..ops.pool import pooled_shape
-from .launch import Tensor, blocks_for, kernel, table
+from .launch import Tensor, blocks_for, first3, first4, first5, kernel, table
 
 NINTH = np.float32(1 / 9)
 LEAST = np.float32(-np.inf)
 
 
-@kernel("FIF534")
+@kernel("FIFIII")
 def maximum_of(x, offsets, y, view, read, written):
     """Through a table of channels, as in conv.py."""
-    images, rows, columns, height, width = view
-    x_first, x_image, x_pixel = read
-    y_first, y_image, y_pixel, channels = written
+    images, rows, columns, height, width = first5(view)
+    x_first, x_image, x_pixel = first3(read)
+    y_first, y_image, y_pixel, channels = first4(written)
     index = cuda.grid(1)
     if index < images * rows * columns * channels:
         p, c = index // channels, index % channels
@@ -35,9 +35,9 @@ def maximum_of(x, offsets, y, view, read, written):
         y[y_first + image * y_image + (i * columns + j) * y_pixel + c] = best
 
 
-@kernel("FFF5i")
+@kernel("FFFIi")
 def _max_backward(dy, x, dx, view, channels):
-    images, rows, columns, height, width = view
+    images, rows, columns, height, width = first5(view)
     index = cuda.grid(1)
     if index < images * height * width * channels:
         p, c = index // channels, index % channels
@@ -56,9 +56,9 @@ def _max_backward(dy, x, dx, view, channels):
         dx[index] = total
 
 
-@kernel("FF5i")
+@kernel("FFIi")
 def _average(x, y, view, channels):
-    images, rows, columns, height, width = view
+    images, rows, columns, height, width = first5(view)
     index = cuda.grid(1)
     if index < images * rows * columns * channels:
         p, c = index // channels, index % channels
@@ -70,9 +70,9 @@ def _average(x, y, view, channels):
         y[index] = total * NINTH
 
 
-@kernel("FF5i")
+@kernel("FFIi")
 def _average_backward(dy, dx, view, channels):
-    images, rows, columns, height, width = view
+    images, rows, columns, height, width = first5(view)
     index = cuda.grid(1)
     if index < images * height * width * channels:
         p, c = index // channels, index % channels
@@ -84,11 +84,11 @@ def _average_backward(dy, dx, view, channels):
         dx[index] = total * NINTH
 
 
-@kernel("FIF34i")
+@kernel("FIFIIi")
 def mean_of(x, offsets, y, read, written, images):
     """Through a table of channels. written: where y begins, what is from image to image, the channels, the pixels of x."""
-    x_first, x_image, x_pixel = read
-    y_first, y_image, channels, pixels = written
+    x_first, x_image, x_pixel = first3(read)
+    y_first, y_image, channels, pixels = first4(written)
     index = cuda.grid(1)
     if index < images * channels:
         image, c = index // channels, index % channels
