@@ -152,7 +152,7 @@ def test_bench_times_on_the_device(net, capsys):
 @pytest.mark.parametrize("net", ["v2"], indirect=True)
 def test_the_report_finds_nothing_wrong_and_sees_what_is(net, monkeypatch):
     monkeypatch.setattr(check, "ROUNDS", 1)
-    lines = [*check.operations((2, 3, 4, 6)), *check.network(net, 2, 32)]
+    lines = [*check.operations((2, 3, 4, 6)), *check.network(net, 2, 32, True)]
     assert all(away <= allowed for _, away, allowed, _ in lines)
     assert len(lines) == 2 * 15 + 2
     monkeypatch.setitem(Cuda.functions, "relu", (Cuda.functions["relu"][0], lambda dy, x: (dy,)))

@@ -8,8 +8,8 @@ maps and weights and writes its result once, and takes as long as the slower of 
          1         59     9.6 MB   8.1 MB    9.1 MB    0.29     8.4 us      8.0 us
         64         59     612 MB   519 MB    9.1 MB   18.66     449 us      340 us
 
-At one image it is launching that takes the time: 59 launches by Python come to milliseconds before the device does anything, and the
-7 x 7 maps of the last stage are no more than 2 tiles of pixels, 16 to 64 blocks for 132 multiprocessors. At 64 images the memory is
-what limits half of the steps and arithmetic the others; the tile of conv.py reads shared memory once for every two multiply-adds,
-so that half of the device's arithmetic is what it can reach.
+At one image it is launching that takes the time: numba spends about 0.08 ms of the processor on each (measured with a driver that
+does nothing), 5 ms in all, and the 7 x 7 maps of the last stage are 2 tiles of pixels, 16 to 64 blocks for 132 multiprocessors. At 64
+images memory limits half of the steps and arithmetic the others; as the tile of conv.py reads shared memory once for every two
+multiply-adds, half of the device's arithmetic is the most that it can reach.
 """

@@ -7,7 +7,7 @@ An address costs numba the least to hand over: so a tuple of numbers is handed o
 
 Everything runs on the default stream, one thing after another. So memory that is let go can be used again at once, though what was
 launched before may still be reading it: `take` hands out what `Memory` gave back. Nothing is copied between host and device but by
-`upload` and `download`.
+`upload` and `download`, and the images and logits of a compiled network.
 """
 
 from __future__ import annotations
