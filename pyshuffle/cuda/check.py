@@ -186,7 +186,7 @@ def operations(x: tuple[int, ...]) -> Iterator[Line]:
 def network(net: Net, images: int, size: int, exactly: bool) -> Iterator[Line]:
     """Inference, and two steps of training: the second shows the gradients, after it rounding grows from step to step.
 
-    Compared with the reference in float64 or, where that takes hours, with the kernels and the engine for the processor.
+    Compared with the reference in float64 or, where that takes too long, with the kernels and the engine for the processor.
     """
     from .. import engine
     from ..backends.reference import Reference
