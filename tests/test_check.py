@@ -1,12 +1,14 @@
 """What ptxas says of a kernel, and what the check makes of it. Needs the extra cuda, and ptxas on the path."""
 
+import re
 import shutil
+from pathlib import Path
 
 import pytest
 from conftest import SIMULATED
 from numba import cuda, float32
 
-from pyshuffle.cuda import check
+from pyshuffle.cuda import check, relu
 from pyshuffle.cuda.launch import Kernel
 from pyshuffle.errors import PyShuffleError
 
@@ -14,6 +16,13 @@ pytest.importorskip("numba_cuda")
 ASSEMBLER = shutil.which("ptxas")
 if SIMULATED or ASSEMBLER is None:
     pytest.skip("ptxas is not on the path, or NUMBA_ENABLE_CUDASIM=1 is set", allow_module_level=True)
+
+
+def scatter(x, y, size):
+    local = cuda.local.array(64, float32)
+    for i in range(64):
+        local[i * size % 64] = x[i]
+    y[0] = local[size]
 
 
 def needs_of(function, target=(9, 0)):
@@ -36,15 +45,29 @@ def test_shared_memory_and_registers_are_found(target):
 
 
 def test_an_array_that_is_not_in_registers_is_too_much():
-    def scatter(x, y, size):
-        local = cuda.local.array(64, float32)
-        for i in range(64):
-            local[i * size % 64] = x[i]
-        y[0] = local[size]
-
     found = needs_of(scatter)
     assert found.local >= 256
     assert found.too_much(32)
+
+
+def test_the_table_and_its_exit_code(capsys, monkeypatch):
+    monkeypatch.setattr(check, "all_kernels", lambda: [relu._forward])
+    assert check.main([]) == 0
+    assert re.search(r"relu\._forward +256 +0 +0( +\d+){4}", capsys.readouterr().out)
+    monkeypatch.setattr(check, "all_kernels", lambda: [Kernel(scatter, "FFi", 256)])
+    assert check.main([]) == 1
+    assert "TOO MUCH" in capsys.readouterr().out
+    monkeypatch.setattr(check.shutil, "which", lambda name: None)
+    assert check.main([]) == 0
+    assert "ptxas is not on the path" in capsys.readouterr().out
+
+
+def test_no_kernel_is_left_out():
+    """As many as the decorators in the sources make; conv and depthwise make two of one."""
+    sources = [path.read_text() for path in Path(check.__file__).parent.glob("*.py")]
+    made = sum(len(re.findall(r'^@kernel\("', source, re.MULTILINE)) for source in sources)
+    assert len(check.all_kernels()) == made + 4
+    assert len({kernel.name for kernel in check.all_kernels()}) == made + 4
 
 
 @pytest.mark.parametrize(
