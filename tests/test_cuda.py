@@ -274,6 +274,12 @@ def test_no_launch_for_any_network_is_larger_than_there_can_be(net, grids):
     assert within_limits(grids) > 100
 
 
+def test_the_launches_that_the_roofline_counts(grids):
+    net = ShuffleNetV2(1.0)
+    engine.compile(net, draw_params(net, (1, 32, 32, 3), np.float32), (224, 224, 3)).program(1).run()
+    assert len(grids) == 59
+
+
 @pytest.mark.parametrize("net", [ShuffleNetV1(2.0, groups=8), ShuffleNetV2(2.0)], ids=str)
 def test_no_launch_of_a_step_of_training_is_larger_than_there_can_be(net, grids):
     trainer = Trainer(net, draw_params(net, (1, 32, 32, 3), np.float32))
