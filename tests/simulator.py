@@ -221,8 +221,17 @@ def of_loss(which: int) -> Any:
 LOSS = of_loss(0), of_loss(2)
 
 
+def follow(running: tuple[np.ndarray, ...], batch: tuple[np.ndarray, ...], momentum: float, count: int) -> None:
+    tensors = [launch.upload(array) for array in (*running, *batch)]
+    Cuda.follow(tuple(tensors[:2]), tuple(tensors[2:]), momentum, count)
+    for array, tensor in zip(running, tensors, strict=False):
+        array[:] = launch.download(tensor)
+
+
 class Simulated(Arrays):
     """Cuda for the tests that all interpretations share: operation by operation, on NumPy's arrays."""
 
     functions = {op: (from_host(forward), from_host(backward)) for op, (forward, backward) in Cuda.functions.items()}
     statistics = staticmethod(from_host(Cuda.statistics))
+    zeros_like = staticmethod(from_host(Cuda.zeros_like))
+    follow = staticmethod(follow)
