@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pyshuffle import cli, engine, nets, sgd, tables
+from pyshuffle import cli, device, engine, nets, sgd, tables
 from pyshuffle.backends.cost import count
 from pyshuffle.engine.profile import Row, peak, profile
 from pyshuffle.errors import PyShuffleError, ShapeError
@@ -37,6 +37,9 @@ TURN = 0.3  # seconds that each side is timed for before it is the other's turn
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     nets.check_size(args.size)
+    device.require(args.device)
+    if args.device != "cpu" and (args.sweep or args.profile or args.plot):
+        raise PyShuffleError("--sweep, --profile and --plot are for --device cpu")
     if args.train and (args.sweep or args.profile):
         raise PyShuffleError("--train goes without --sweep, --profile and --plot")
     if min(args.batch, args.rounds) < 1:
@@ -66,15 +69,23 @@ def one(net: nets.Net, args: argparse.Namespace) -> dict[str, Any]:
     params, images = initialise(net), pictures(args)
     print(net)
     print(f"{sum(row.macs for row in rows) / 1e6:.2f} million multiply-adds, {sum(row.params for row in rows):,} parameters")
-    results = timed(net, params, images, args)
+    on_cpu = args.device == "cpu"
+    results = (timed if on_cpu else timed_on_device)(net, params, images, args)
+    where = f"{args.threads} thread{'s' * (args.threads > 1)}" if on_cpu else args.device
     print(
-        f"{'training, ' * args.train}batch {args.batch}, {args.size} x {args.size}, {args.threads} thread{'s' * (args.threads > 1)}: "
+        f"{'training, ' * args.train}batch {args.batch}, {args.size} x {args.size}, {where}: "
         f"median {results['median_ms']:.2f} ms, 90th percentile {results['p90_ms']:.2f} ms, {results['images_per_s']:.1f} images/s"
     )
-    print(
-        f"{results['gflops']:.1f} GFLOP/s, {results['of_peak']:.0%} of the {results['peak_gflops']:.0f} that {args.threads} "
-        f"core{'s' * (args.threads > 1)} can do at best"
-    )
+    if on_cpu:
+        print(
+            f"{results['gflops']:.1f} GFLOP/s, {results['of_peak']:.0%} of the {results['peak_gflops']:.0f} that {args.threads} "
+            f"core{'s' * (args.threads > 1)} can do at best"
+        )
+    else:
+        print(
+            f"{results['gflops']:.1f} GFLOP/s; between the device's own events {results['device_ms']:.3f} ms, {results['launches']} "
+            f"launches"
+        )
     if args.against:
         results["against"] = [compared(name, net, params, images, args) for name in args.against.split(",")]
     if args.profile:
@@ -99,12 +110,36 @@ def timed(net: nets.Net, params: Params, images: Array, args: argparse.Namespace
         peaks.append(peak() * args.threads)
         times += [seconds(run) for _ in range(calls)]
     median, slow = np.percentile(times, (50, 90))
-    # The gradients by x and by w take about as many multiply-adds as the forward pass, each.
-    gflops = (3 if args.train else 1) * 2 * sum(row.macs for row in count(net, args.size, args.batch)) / median / 1e9
+    gflops = operations(net, args) / median / 1e9
     return {
         "median_ms": median * 1e3, "p90_ms": slow * 1e3, "images_per_s": args.batch / median, "gflops": gflops,
         "peak_gflops": float(np.median(peaks)), "of_peak": gflops / float(np.median(peaks)),
     }  # fmt: skip
+
+
+def timed_on_device(net: nets.Net, params: Params, images: Array, args: argparse.Namespace) -> dict[str, Any]:
+    """The times of a network, copies of images and logits included, and what the device's own events say without these."""
+    from pyshuffle.cuda.launch import Kernel, milliseconds
+
+    if args.train:
+        run = inner = stepper(net, params, images, args)
+    else:
+        model = device.compiler(args.device).compile(net, params, images.shape)
+        run, inner = partial(model, images), model.program(len(images)).run
+    run()  # compiles
+    Kernel.launched = 0
+    inner()
+    launches, times = Kernel.launched, [seconds(run) for _ in range(args.rounds)]
+    median, slow = np.percentile(times, (50, 90))
+    return {
+        "median_ms": median * 1e3, "p90_ms": slow * 1e3, "images_per_s": args.batch / median, "launches": launches,
+        "gflops": operations(net, args) / median / 1e9, "device_ms": float(np.median(milliseconds(inner, args.rounds))),
+    }  # fmt: skip
+
+
+def operations(net: nets.Net, args: argparse.Namespace) -> int:
+    """Floating-point operations of a call; the gradients by x and by w take about as many multiply-adds as the forward pass, each."""
+    return (3 if args.train else 1) * 2 * sum(row.macs for row in count(net, args.size, args.batch))
 
 
 def stepper(net: nets.Net, params: Params, images: Array, args: argparse.Namespace) -> Callable[[], Any]:
@@ -115,7 +150,7 @@ def stepper(net: nets.Net, params: Params, images: Array, args: argparse.Namespa
         numba.set_num_threads(args.threads)
     except ValueError as error:
         raise ShapeError(f"threads={args.threads}: {error}") from None
-    trainer, job = sgd.Trainer(net, params), Job(net, params, images, args.threads, RECIPE)
+    trainer, job = device.trainer(args.device)(net, params), Job(net, params, images, args.threads, RECIPE)
     return lambda: trainer.step(images, job.labels, RECIPE.rate)
 
 
@@ -127,7 +162,7 @@ def seconds(run: Callable[[], Any]) -> float:
 
 def compared(name: str, net: nets.Net, params: Params, images: Array, args: argparse.Namespace) -> dict[str, Any]:
     """pyshuffle and a peer in turn. Raises PyShuffleError where it is not installed, fails, or answers otherwise."""
-    job = Job(net, params, images, args.threads, RECIPE if args.train else None)
+    job = Job(net, params, images, args.threads, RECIPE if args.train else None, args.device)
     ours, theirs = Peer("pyshuffle", job), None
     try:
         theirs = Peer(name, job)
@@ -363,8 +398,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--size", type=int, default=224, help="side of the images in pixels (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=1, help="images at once (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=cores, help="(default: %(default)s, all cores)")
+    device.add_option(parser)
     parser.add_argument("--rounds", type=int, default=15, help="turns of each side (default: %(default)s)")
-    parser.add_argument("--against", metavar="PEERS", help="compare with some of onnxruntime,openvino,ncnn,torch")
+    parser.add_argument(
+        "--against", metavar="PEERS", help="compare with some of onnxruntime,openvino,ncnn,torch; on cuda with torch"
+    )
     parser.add_argument(
         "--train", action="store_true", help="a step of training (peers: torch,torch_channels_last,torch_compiled)"
     )
@@ -377,7 +415,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there, too")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the sweep, the table, the guideline, or the profile")
     args = parser.parse_args(argv)
-    args.startup &= not args.train
+    args.startup &= not args.train and args.device == "cpu"
     args.profile |= bool(args.plot) and not (args.sweep or args.guideline or args.table8)
     return args
 

@@ -20,6 +20,7 @@ _HOMES = {
     "initialise": "init",
     "Checkpoint": "weights",
     "Trainer": "sgd",
+    "devices": "device",
 }
 _MODULES = (
     "audit",

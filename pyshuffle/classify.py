@@ -14,7 +14,7 @@ from typing import TextIO, TypedDict
 
 import numpy as np
 
-from . import cli, image, weights
+from . import cli, device, image, weights
 from .errors import ImageError, WeightsError
 from .labels import read_labels
 from .types import Array
@@ -37,10 +37,11 @@ class Guess(TypedDict):
 
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
+    device.require(args.device)
     checkpoint = weights.load(args.weights or default_weights())
     labels = labels_of(checkpoint, args.labels)
     preprocess = image.PRESETS.get(args.preprocess) or checkpoint.preprocess or image.TORCHVISION
-    compiled = functools.cache(lambda: predictor(checkpoint, preprocess.crop))  # when the first image has been read
+    compiled = functools.cache(lambda: predictor(checkpoint, preprocess.crop, args.device))  # when the first image has been read
     answers, failures = [], 0
     files = files_of(args.images)
     if args.explain and (len(files) > 1 or files == ["-"]):
@@ -72,6 +73,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--explain", type=Path, metavar="OUT.png", help="draw where in the image the likeliest classes are seen")
     parser.add_argument("--json", action="store_true", help="answer in JSON")
     parser.add_argument("--preprocess", choices=image.PRESETS, help="how to prepare images (default: as the checkpoint says)")
+    device.add_option(parser)
     return parser.parse_args(argv)
 
 
@@ -117,15 +119,15 @@ def load(file: str, preprocess: image.Preprocess) -> Array:
     return image.load(sys.stdin.buffer, preprocess)
 
 
-def predictor(checkpoint: Checkpoint, size: int) -> Callable[[Array], Array]:
-    """The checkpoint compiled for images of that size: (1, size, size, 3) float32 -> probabilities (classes,).
+def predictor(checkpoint: Checkpoint, size: int, name: str = "cpu") -> Callable[[Array], Array]:
+    """The checkpoint compiled for images of that size and the device of that name.
 
-    What it returns raises WeightsError where the network answers with no number.
+    (1, size, size, 3) float32 -> probabilities (classes,). What it returns raises WeightsError where the network answers with no
+    number.
     """
-    from . import engine  # here, so that a wrong argument is not answered half a second later
-    from .ops.softmax import softmax
+    from .ops.softmax import softmax  # here, so that a wrong argument is not answered half a second later
 
-    model = engine.compile(checkpoint.net, checkpoint.params, (1, size, size, 3))
+    model = device.compiler(name).compile(checkpoint.net, checkpoint.params, (1, size, size, 3))
 
     def predict(pixels: Array) -> Array:
         logits = model(pixels)

@@ -27,3 +27,7 @@ class DataError(PyShuffleError, ValueError):
 
 class TrainingError(PyShuffleError, RuntimeError):
     """Training cannot start, go on, or be resumed."""
+
+
+class DeviceError(PyShuffleError, RuntimeError):
+    """There is no such device, or it cannot be used here."""

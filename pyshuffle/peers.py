@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from . import device
 from .backends.ops import Ops
 from .errors import PyShuffleError
 from .nets import Net
@@ -50,6 +51,7 @@ class Job(NamedTuple):
     images: Array  # (N, H, W, 3)
     threads: int
     train: Recipe | None = None
+    device: str = "cpu"
 
     @property
     def labels(self) -> npt.NDArray[np.int64]:
@@ -59,14 +61,13 @@ class Job(NamedTuple):
 
 def pyshuffle(job: Job) -> Callable[[], Array]:
     if job.train:
-        from .sgd import Trainer
-
         rate, _, decay, smoothing = job.train
-        trainer = Trainer(job.net, {name: array.copy() for name, array in job.params.items()}, decay, smoothing)
+        trainer = device.trainer(job.device)(
+            job.net, {name: array.copy() for name, array in job.params.items()}, decay, smoothing
+        )
         return lambda: np.array(trainer.step(job.images, job.labels, rate)[0])
-    from . import engine
-
-    model = engine.compile(job.net, job.params, job.images.shape, job.threads)
+    threads = {"threads": job.threads} if job.device == "cpu" else {}
+    model = device.compiler(job.device).compile(job.net, job.params, job.images.shape, **threads)
     return lambda: model(job.images)
 
 
@@ -136,7 +137,11 @@ def _torch(job: Job, channels_last: bool, compiled: bool) -> Callable[[], Array]
     import torch
 
     torch.set_num_threads(job.threads)
+    if job.device == "cuda" and not torch.cuda.is_available():
+        raise RuntimeError("it finds no GPU, or is built without CUDA")
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # float32 on both sides
     ops, tensors = _torch_ops(job.params, job.train is not None)
+    tensors.update({name: tensor.to(job.device) for name, tensor in tensors.items()})
     images = torch.from_numpy(_channels_first(job.images))
     if channels_last:
         images = images.to(memory_format=torch.channels_last)
@@ -151,7 +156,7 @@ def _torch(job: Job, channels_last: bool, compiled: bool) -> Callable[[], Array]
 
     def run() -> Array:
         with torch.inference_mode():
-            return logits_of(images).numpy()
+            return logits_of(images.to(job.device)).cpu().numpy()  # copies there and back, as ours
 
     return run
 
@@ -161,7 +166,7 @@ def _torch_training(
 ) -> Callable[[], Array]:
     import torch
 
-    labels = torch.from_numpy(job.labels)
+    labels = torch.from_numpy(job.labels).to(job.device)
     learnt = [tensor.requires_grad_() for name, tensor in tensors.items() if name.endswith(("weight", "bias"))]
     filters, others = ([tensor for tensor in learnt if (tensor.ndim > 1) == many] for many in (True, False))
     groups = [{"params": filters, "weight_decay": recipe.decay}, {"params": others}]
@@ -174,7 +179,7 @@ def _torch_training(
 
     def run() -> Array:
         optimiser.zero_grad()
-        loss = loss_of(images)
+        loss = loss_of(images.to(job.device))
         loss.backward()
         optimiser.step()
         return np.array(loss.item())
@@ -258,11 +263,10 @@ class Peer:
     """A runtime at work in another process. Raises PyShuffleError where it is not installed or fails."""
 
     def __init__(self, name: str, job: Job) -> None:
-        known = TRAINERS if job.train else list(RUNTIMES)
+        known = TRAINERS if job.train or job.device != "cpu" else list(RUNTIMES)
         if name not in known:
-            raise PyShuffleError(
-                f"there is no peer {name!r}{' that trains' if job.train else ''}: choose from {', '.join(known[1:])}"
-            )
+            which = f"{' that trains' if job.train else ''}{f' on {job.device}' if job.device != 'cpu' else ''}"
+            raise PyShuffleError(f"there is no peer {name!r}{which}: choose from {', '.join(known[1:])}")
         self.name = name
         self.pipe, theirs = multiprocessing.Pipe()
         self.process = multiprocessing.get_context("spawn").Process(target=_serve, args=(theirs, name, job), daemon=True)

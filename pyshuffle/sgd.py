@@ -4,10 +4,12 @@
 The decay is for weights of more than one axis: filters, and the classifier's matrix.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 
+from .backends.arrays import Arrays
 from .backends.numba import Numba
 from .backends.tape import Tape
 from .data import Batch
@@ -22,16 +24,19 @@ MOMENTUM, DECAY, SMOOTHING = 0.9, 4e-5, 0.1
 class Trainer:
     """A network, its parameters, which `step` moves in place, and their velocities."""
 
+    arrays: type[Arrays] = Numba  # what the network is run as
+    losses: tuple[Callable[..., Any], Callable[..., Any]] = loss.forward, loss.backward
+
     def __init__(self, net: Net, params: Params, decay: float = DECAY, smoothing: float = SMOOTHING) -> None:
         self.net, self.params, self.decay, self.smoothing = net, params, decay, smoothing
         self.velocity: Params = {}
 
     def step(self, images: Array, labels: Labels, rate: float) -> tuple[float, int]:
         """One step on images (N, H, W, 3). Returns the mean loss before it, and how many images were named rightly."""
-        tape = Tape(Numba(self.params, training=True))
+        tape = Tape(self.arrays(self.params, training=True))
         logits = self.net(tape, images)
-        value = loss.forward(logits, labels, self.smoothing)
-        gradients, _ = tape.backward(logits, loss.backward(logits, labels, self.smoothing))
+        value, dlogits = (function(logits, labels, self.smoothing) for function in self.losses)
+        gradients, _ = tape.backward(logits, dlogits)
         for name, gradient in gradients.items():
             weight = self.params[name]
             velocity = self.velocity.setdefault(name, np.zeros_like(weight))
@@ -44,11 +49,23 @@ class Trainer:
         """(mean loss without smoothing, accuracy) with the running statistics."""
         total, right, seen = 0.0, 0, 0
         for images, labels in batches:
-            logits = self.net(Numba(self.params), images)
-            total += loss.forward(logits, labels) * len(labels)
-            right += int((logits.argmax(axis=1) == labels).sum())
-            seen += len(labels)
+            value, named = self.judge(images, labels)
+            total, right, seen = total + value * len(labels), right + named, seen + len(labels)
         return total / seen, right / seen
+
+    def judge(self, images: Array, labels: Labels) -> tuple[float, int]:
+        """The mean loss of a batch without smoothing, and how many images were named rightly, with the running statistics."""
+        logits = self.net(self.arrays(self.params), images)
+        return self.losses[0](logits, labels), int((logits.argmax(axis=1) == labels).sum())
+
+    def state(self) -> dict[str, Params]:
+        """Everything that steps move, on the host."""
+        return {"params": self.params, "velocity": self.velocity}
+
+    def restore(self, state: dict[str, Params]) -> None:
+        """Put arrays of such a state in the place of those there are."""
+        for kind, arrays in state.items():
+            getattr(self, kind).update(arrays)
 
     def finite(self) -> bool:
         """Whether every parameter is a number still."""

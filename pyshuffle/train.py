@@ -23,13 +23,13 @@ from typing import Any
 
 import numpy as np
 
-from . import cli, nets, weights
+from . import cli, device, nets, weights
 from .data import ImageFolder, measuring_batches, training_batches
 from .errors import TrainingError
 from .image import Preprocess
 from .init import initialise
 from .labels import read_labels
-from .sgd import Trainer, learning_rate
+from .sgd import learning_rate
 from .types import Array
 
 COLUMNS = ("epoch", "step", "rate", "loss", "accuracy", "held_out_loss", "held_out_accuracy", "images_per_second", "seconds")
@@ -53,6 +53,7 @@ class Settings:
     smoothing: float = 0.1
     hold_out: float = 0.05  # the part of each class that is never trained on
     seed: int = 0
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         for name, low in (("size", nets.MIN_SIZE), ("epochs", 1), ("batch", 1), ("seed", 0)):
@@ -109,7 +110,9 @@ class Run:
         self.batch = min(settings.batch, len(self.train))
         self.steps_per_epoch = len(self.train) // self.batch
         self.steps = settings.epochs * self.steps_per_epoch
-        self.trainer = Trainer(self.net, initialise(self.net, settings.seed), settings.decay, settings.smoothing)
+        self.trainer = device.trainer(settings.device)(
+            self.net, initialise(self.net, settings.seed), settings.decay, settings.smoothing
+        )
         self.progress = Progress()
         self.saved_at = self.reported_at = time.monotonic()
         self.stopping = False
@@ -124,8 +127,9 @@ class Run:
                 raise TrainingError(f"{out} is a run with {name}={known.get(name)}: it cannot be resumed with {name}={value}")
         run = cls(out, dataclasses.replace(settings, data=given.get("data", settings.data)), save_every)
         run.progress = progress
-        for kind, store in (("params", run.trainer.params), ("velocity", run.trainer.velocity)):
-            store.update({name.removeprefix(f"{kind}/"): array for name, array in arrays.items() if name.startswith(f"{kind}/")})
+        for kind in ("params", "velocity"):
+            own = {name.removeprefix(f"{kind}/"): array for name, array in arrays.items() if name.startswith(f"{kind}/")}
+            run.trainer.restore({kind: own})
         return run
 
     def run(self) -> None:
@@ -179,7 +183,7 @@ class Run:
             raise TrainingError(f"a parameter is not finite after step {self.progress.step}: {self.last_good()}")
         meta = {"settings": dataclasses.asdict(self.settings), "progress": dataclasses.asdict(self.progress)}
         arrays: dict[str, np.ndarray] = {"meta": np.frombuffer(json.dumps(meta).encode(), np.uint8)}
-        for kind, store in (("params", self.trainer.params), ("velocity", self.trainer.velocity)):
+        for kind, store in self.trainer.state().items():
             arrays |= {f"{kind}/{name}": array for name, array in store.items()}
         weights.write_atomically(self.out / STATE, lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
         self.saved_at = time.monotonic()
@@ -189,7 +193,7 @@ class Run:
 
     def publish(self) -> None:
         """Write what others read: the weights and the curves."""
-        checkpoint = weights.Checkpoint(self.net, self.trainer.params, self.settings.labels, self.settings.preprocess)
+        checkpoint = weights.Checkpoint(self.net, self.trainer.state()["params"], self.settings.labels, self.settings.preprocess)
         weights.save(self.out / WEIGHTS, checkpoint)
         text = io.StringIO(newline="")
         csv.writer(text).writerows([COLUMNS, *self.progress.rows])
@@ -248,10 +252,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def prepare(args: argparse.Namespace) -> Run:
-    """The run that the command line asks for, new or resumed. Raises TrainingError, DataError or ArchError."""
+    """The run that the command line asks for, new or resumed. Raises TrainingError, DataError, ArchError or DeviceError."""
     given = {
         name: value for name, value in vars(args).items() if name not in ("labels", "start_from", "out", "resume", "save_every")
     }
+    device.require(given.get("device", OPTIONS["device"]))
     if args.resume:
         if args.labels or args.start_from or args.out:
             raise TrainingError("--resume goes on with a run as it is: without --labels, --start-from and --out")
@@ -274,7 +279,7 @@ def prepare(args: argparse.Namespace) -> Run:
         checkpoint = weights.load(args.start_from)
         if checkpoint.net != run.net:
             raise TrainingError(f"{args.start_from} holds {checkpoint.net}, and the run is one of {run.net}")
-        run.trainer.params.update(checkpoint.params)
+        run.trainer.restore({"params": checkpoint.params})
     out.mkdir(parents=True, exist_ok=True)
     return run
 

@@ -1,5 +1,6 @@
 """What the tests share: the interpretations they run over, a comparison that NaN cannot pass, and arrays and parameters to draw."""
 
+import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,7 +15,9 @@ from pyshuffle.backends.numba import Numba
 from pyshuffle.backends.reference import Reference
 from pyshuffle.types import Array, Params
 
-settings.register_profile("the same on every run", derandomize=True, deadline=None, database=None, max_examples=30)
+SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"  # GPU kernels run, thread by thread, on Python's threads
+EXAMPLES = 5 if SIMULATED else 30
+settings.register_profile("the same on every run", derandomize=True, deadline=None, database=None, max_examples=EXAMPLES)
 settings.load_profile("the same on every run")
 
 
@@ -31,6 +34,10 @@ BACKENDS = {
     "reference-float32": Backend(Reference, np.float32, 1e-5),
     "numba-float32": Backend(Numba, np.float32, 1e-5),
 }
+if SIMULATED:
+    from simulator import Simulated
+
+    BACKENDS["cuda-float32"] = Backend(Simulated, np.float32, 1e-5)
 
 
 @pytest.fixture(scope="session", params=BACKENDS.values(), ids=BACKENDS)

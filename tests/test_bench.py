@@ -35,6 +35,12 @@ def test_it_prints_costs_and_times(bench, capsys):
         assert part in out, part
 
 
+def test_a_peer_that_does_not_run_on_the_device():
+    job = peers.Job(None, {}, None, 1, device="cuda")
+    with pytest.raises(PyShuffleError, match="there is no peer 'onnxruntime' on cuda: choose from torch,"):
+        peers.Peer("onnxruntime", job)
+
+
 def test_it_times_a_step_of_training(bench, capsys):
     assert cli.run(bench.main, [*QUICK, "--train", "--arch", "v2", "--width", "0.5", "--batch", "2"]) == 0
     assert "training, batch 2, 32 x 32, 1 thread: median" in capsys.readouterr().out

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numba
 import numpy as np
 import pytest
-from conftest import BACKENDS, Backend, as_tuple, assert_close, draw
+from conftest import BACKENDS, SIMULATED, Backend, as_tuple, assert_close, draw
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -464,6 +464,10 @@ def test_the_gradient_of_a_maximum_goes_to_its_nan(backend):
 # The loss -----------------------------------------------------------------------------------------------------------------------
 
 LOSSES = {"reference": (loss.forward_reference, loss.backward_reference), "numba": (loss.forward, loss.backward)}
+if SIMULATED:
+    from simulator import LOSS
+
+    LOSSES["cuda"] = LOSS
 every_loss = pytest.mark.parametrize(("forward", "backward"), LOSSES.values(), ids=LOSSES)
 smoothings = st.sampled_from([0.0, 0.1, 0.5])
 

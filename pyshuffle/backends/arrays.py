@@ -4,6 +4,8 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+
 from ..errors import WeightsError
 from ..ops import batchnorm
 from ..types import Array, Params
@@ -20,7 +22,9 @@ class Arrays(Ops[Array]):
     """
 
     functions: Mapping[str, tuple[Callable[..., Any], Callable[..., Any]]]  # operation -> its forward and its backward
-    statistics: Callable[[Array], tuple[Array, Array]]
+    statistics: Callable[..., Any]
+    follow: Callable[..., None] = staticmethod(batchnorm.follow)
+    zeros_like: Callable[..., Any] = staticmethod(np.zeros_like)
 
     def __init__(self, params: Params, training: bool = False) -> None:
         self.params = params
@@ -59,7 +63,7 @@ class Arrays(Ops[Array]):
         z = self.run(op, (x,), names, used=None if self.training else running, **settings)
         if self.training:
             batchnorm.check(z, self.param(names[1]), self.param(names[2]), *running)
-            move(running, (z.mean, z.var), z.size // z.shape[-1])
+            self.follow(running, (z.mean, z.var), BN_MOMENTUM, z.size // z.shape[-1])
         return z
 
     def batchnorm(self, x: Array, name: str, relu: bool = False) -> Array:
@@ -68,7 +72,7 @@ class Arrays(Ops[Array]):
         if self.training:
             batchnorm.check(x, self.param(f"{name}.weight"), self.param(f"{name}.bias"), *running)
             used = self.statistics(x)
-            move(running, used, x.size // x.shape[-1])
+            self.follow(running, used, BN_MOMENTUM, x.size // x.shape[-1])
         settings = {"mean": used[0], "var": used[1], "training": self.training, "relu": relu}
         return self.run("batchnorm", (x,), (f"{name}.weight", f"{name}.bias"), **settings)
 
@@ -103,10 +107,3 @@ class Arrays(Ops[Array]):
 
     def linear(self, x: Array, name: str, out: int, bias: bool = True) -> Array:
         return self.run("linear", (x,), (f"{name}.weight", f"{name}.bias") if bias else (f"{name}.weight",))
-
-
-def move(running: tuple[Array, Array], now: tuple[Array, Array], count: int) -> None:
-    """The running mean and variance a little towards those of a batch of so many pixels, in place; the variance without bias."""
-    mean, var = now
-    for average, value in zip(running, (mean, var * (count / max(count - 1, 1))), strict=True):
-        average += BN_MOMENTUM * (value - average)

@@ -6,8 +6,6 @@ named in `wrt`; what reaches any other array that no operation made is dropped.
 
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from ..ops.reading import Normalised
 from ..types import Array, Params
 from .arrays import Arrays
@@ -28,7 +26,7 @@ class Tape(Arrays):
 
     def __init__(self, ops: Arrays) -> None:
         super().__init__(ops.params, ops.training)
-        self.functions, self.statistics = ops.functions, ops.statistics
+        self.functions, self.statistics, self.follow, self.zeros_like = ops.functions, ops.statistics, ops.follow, ops.zeros_like
         self.records: list[Record] = []
 
     def run(self, op: str, inputs: tuple[Array, ...], names: tuple[str, ...] = (), **settings: Any) -> Any:
@@ -52,18 +50,17 @@ class Tape(Arrays):
             arrived = [by_array.get(id(made)) if id(made) in kept else by_array.pop(id(made), None) for made in outputs]
             if all(d is None for d in arrived):
                 continue  # nothing that y depends on
-            douts = [np.zeros_like(made) if d is None else d for made, d in zip(outputs, arrived, strict=True)]
+            douts = [self.zeros_like(made) if d is None else d for made, d in zip(outputs, arrived, strict=True)]
             if op in ("conv", "conv_bn") and id(inputs[0]) not in followed:
                 settings = {**settings, "need_dx": False}  # the first layer: the gradient by the image is costly, and dropped
             sent = self.functions[op][1](*douts, *inputs, *map(self.param, names), **settings)
             for name, d in zip(names, sent[len(inputs) :], strict=True):
-                add_to(by_name, name, d)
+                self.add_to(by_name, name, d)
             for array, d in zip(inputs, sent, strict=False):
                 if id(array) in followed:
-                    add_to(by_array, id(array), d)
-        return by_name, [by_array.get(id(array), np.zeros_like(array)) for array in wrt]
+                    self.add_to(by_array, id(array), d)
+        return by_name, [by_array.get(id(array), self.zeros_like(array)) for array in wrt]
 
-
-def add_to(sums: dict[Any, Array], key: Any, d: Array) -> None:
-    """Where an array fans out, what comes back is summed. Never in place: d may be somebody else's array."""
-    sums[key] = sums[key] + d if key in sums else d
+    def add_to(self, sums: dict[Any, Array], key: Any, d: Array) -> None:
+        """Where an array fans out, what comes back is summed. Never in place: d may be somebody else's array."""
+        sums[key] = self.functions["add"][0](sums[key], d) if key in sums else d

@@ -131,10 +131,14 @@ class Plan(Ops[Value]):
         logits = self.settle(net(self, image))
         self.settle(Pending(OUTPUT, "logits", logits))
         self.classes = len(logits.places)
+        self.lay_out()
+
+    def lay_out(self) -> None:
+        """Where everything lies."""
         self.band()
-        arrange(self.steps, machine)
-        self.meetings = set(meetings(self.steps, machine, threads))  # the steps before which all threads meet
-        self.arena = place(self.steps, self.meetings, threads)  # bytes
+        arrange(self.steps, self.machine)
+        self.meetings = set(meetings(self.steps, self.machine, self.threads))  # the steps before which all threads meet
+        self.arena = place(self.steps, self.meetings, self.threads)  # bytes
 
     def conv(self, x: Value, name: str, out: int, kernel: int = 1, stride: int = 1, groups: int = 1) -> Value:
         weight = self.param(f"{name}.weight").reshape(kernel * kernel, -1, groups, out // groups)

@@ -20,7 +20,7 @@ from numba import prange
 from ..engine.intrinsics import covary_tile
 from ..engine.machine import FLOAT, machine
 from ..errors import ShapeError
-from ..types import Array
+from ..types import Array, Shaped
 from .check import EPS, check_gradient, require_float32
 from .jit import BLOCKS, kernel, rows
 from .moments import CHUNK, measure, merged
@@ -133,7 +133,14 @@ def statistics(x: Array) -> tuple[Array, Array]:
     return merged(moments, np.diff(ends))
 
 
-def check(x: Array, gamma: Array, beta: Array, mean: Array, var: Array, dy: Array | None = None) -> None:
+def follow(running: tuple[Array, Array], batch: tuple[Array, Array], momentum: float, count: int) -> None:
+    """Move the running mean and variance towards those of a batch of `count` values a channel, in place."""
+    mean, var = batch
+    for average, now in zip(running, (mean, var * (count / max(count - 1, 1))), strict=True):  # the unbiased variance
+        average += momentum * (now - average)
+
+
+def check(x: Shaped, gamma: Shaped, beta: Shaped, mean: Shaped, var: Shaped, dy: Shaped | None = None) -> None:
     """Raises ShapeError, naming the value and the rule."""
     for name, value in (("gamma", gamma), ("beta", beta), ("mean", mean), ("var", var)):
         if value.shape != x.shape[-1:]:

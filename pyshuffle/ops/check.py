@@ -1,27 +1,20 @@
 """What every operation asks of its arrays, and the errors that say so."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from ..errors import ShapeError
-from ..types import Array
-
-if TYPE_CHECKING:
-    from .reading import Map
+from ..types import Shaped
 
 EPS = 1e-5  # added to the variance by every batch normalisation
 
 
-def check_map(x: Map, name: str = "x") -> None:
+def check_map(x: Shaped, name: str = "x") -> None:
     """Raises ShapeError unless x is a non-empty (N, H, W, C) array."""
     if x.ndim != 4 or 0 in x.shape:
         raise ShapeError(f"{name} has shape {x.shape}: a feature map (N, H, W, C) with no empty axis is needed")
 
 
-def check_gradient(dy: Array | None, shape: tuple[int, ...]) -> None:
+def check_gradient(dy: Shaped | None, shape: tuple[int, ...]) -> None:
     """Raises ShapeError unless dy, where one is given, has the shape of y."""
     if dy is not None and dy.shape != shape:
         raise ShapeError(f"dy has shape {dy.shape}: the shape of y, {shape}, is needed")
@@ -32,13 +25,13 @@ def out_size(size: int, stride: int) -> int:
     return -(-size // stride)
 
 
-def check_same(a: Array, b: Array) -> None:
+def check_same(a: Shaped, b: Shaped) -> None:
     """Raises ShapeError unless both arrays have one shape."""
     if a.shape != b.shape:
         raise ShapeError(f"shapes {a.shape} and {b.shape} differ: they must be the same")
 
 
-def require_float32(*arrays: Map) -> None:
+def require_float32(*arrays: Shaped) -> None:
     """Raises ShapeError for arrays that the jitted kernels are not written for."""
     for array in arrays:
         if array.dtype != np.float32:

@@ -16,7 +16,7 @@ import numpy as np
 from numba import prange
 
 from ..errors import ShapeError
-from ..types import Array
+from ..types import Array, Shaped
 from . import product
 from .check import check_gradient, check_map, out_size, require_float32
 from .jit import kernel
@@ -104,7 +104,7 @@ def viewed(x: Map, size: int, stride: int, shape: tuple[int, int, int, int]) -> 
     return source(x), product.window_rows(shape[:3], x.shape, size, stride)
 
 
-def check(x: Map, w: Array, stride: int, groups: int, dy: Array | None = None) -> tuple[int, int, int, int]:
+def check(x: Shaped, w: Shaped, stride: int, groups: int, dy: Shaped | None = None) -> tuple[int, int, int, int]:
     """The shape of y. Raises ShapeError, naming the value and the rule."""
     check_map(x)
     if w.ndim != 4 or w.shape[0] != w.shape[1] or len(w) not in (1, 3) or 0 in w.shape:

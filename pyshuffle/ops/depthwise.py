@@ -17,7 +17,7 @@ from numba import prange
 from ..engine.intrinsics import slope_tile, window_tile
 from ..engine.machine import FLOAT, machine
 from ..errors import ShapeError
-from ..types import Array
+from ..types import Array, Shaped
 from .check import check_gradient, check_map, out_size, require_float32
 from .jit import BLOCKS, helper, kernel, require_jit
 from .moments import measure
@@ -138,7 +138,7 @@ def by_vector(w: Array) -> tuple[Array, npt.NDArray[np.int64]]:
     return np.stack([w[:, start : start + LANES] for start in starts]), starts
 
 
-def check(x: Map, w: Array, stride: int, dy: Array | None = None) -> tuple[int, int, int, int]:
+def check(x: Shaped, w: Shaped, stride: int, dy: Shaped | None = None) -> tuple[int, int, int, int]:
     """The shape of y. Raises ShapeError, naming the value and the rule."""
     check_map(x)
     if w.shape != (3, 3, x.shape[3]):

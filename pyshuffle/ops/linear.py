@@ -8,7 +8,7 @@ Cost: I O multiply-adds an image, on I O weights that are used once each: memory
 """
 
 from ..errors import ShapeError
-from ..types import Array
+from ..types import Array, Shaped
 from . import conv
 from .check import check_gradient, require_float32
 
@@ -45,7 +45,7 @@ def backward(dy: Array, x: Array, w: Array, b: Array | None = None) -> tuple[Arr
     return gradients if b is None else (*gradients, dy.sum(axis=0))
 
 
-def check(x: Array, w: Array, b: Array | None, dy: Array | None = None) -> None:
+def check(x: Shaped, w: Shaped, b: Shaped | None, dy: Shaped | None = None) -> None:
     """Raises ShapeError, naming the value and the rule."""
     if x.ndim != 2 or w.ndim != 2 or x.shape[1] != w.shape[0]:
         raise ShapeError(f"x {x.shape} and w {w.shape} do not fit: (N, I) and (I, O) are needed")

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from numba import prange
 
 from ..errors import ShapeError
-from ..types import Array
+from ..types import Array, Shaped
 from .check import require_float32
 from .jit import kernel
 from .softmax import log_softmax
@@ -69,7 +69,7 @@ def _run(logits: Array, labels: Labels, smoothing: float) -> tuple[float, Array]
     return float(losses.mean()), dlogits
 
 
-def check(logits: Array, labels: Labels, smoothing: float) -> None:
+def check(logits: Shaped, labels: Labels, smoothing: float) -> None:
     """Raises ShapeError, naming the value and the rule."""
     if logits.ndim != 2 or 0 in logits.shape or labels.shape != logits.shape[:1]:
         raise ShapeError(f"logits {logits.shape} and labels {labels.shape} do not fit: (N, K) and (N,) are needed")

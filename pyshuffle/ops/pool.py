@@ -14,7 +14,7 @@ from numba import prange
 
 from ..engine.intrinsics import maximum_slope_tile
 from ..engine.machine import FLOAT, machine
-from ..types import Array
+from ..types import Array, Shaped
 from .check import check_gradient, check_map, out_size, require_float32
 from .jit import helper, kernel
 from .product import vector_starts
@@ -196,7 +196,7 @@ def mean(x: Array) -> Array:
 mean_backward = mean_backward_reference  # a broadcast: there is nothing to compute
 
 
-def pooled_shape(x: Map) -> tuple[int, int, int, int]:
+def pooled_shape(x: Shaped) -> tuple[int, int, int, int]:
     """The shape of y. Raises ShapeError."""
     check_map(x)
     return x.shape[0], out_size(x.shape[1], 2), out_size(x.shape[2], 2), x.shape[3]

@@ -16,7 +16,7 @@ import numpy as np
 from numba import prange
 
 from ..errors import ShapeError
-from ..types import Array
+from ..types import Array, Shaped
 from .check import check_gradient, require_float32
 from .jit import kernel, rows
 from .reading import Map, read, source, whole
@@ -151,14 +151,14 @@ def concat_shuffle_backward(dy: Array, a: Map, b: Map, groups: int) -> tuple[Arr
     return da, db
 
 
-def group_size(x: Map, groups: int) -> int:
+def group_size(x: Shaped, groups: int) -> int:
     """C/g. Raises ShapeError."""
     if groups < 1 or x.shape[-1] % groups:
         raise ShapeError(f"channels={x.shape[-1]} is not divisible by groups={groups}")
     return x.shape[-1] // groups
 
 
-def check_concat(a: Map, b: Map) -> tuple[int, ...]:
+def check_concat(a: Shaped, b: Shaped) -> tuple[int, ...]:
     """The shape of [a | b]. Raises ShapeError."""
     if a.shape[:-1] != b.shape[:-1]:
         raise ShapeError(f"shapes {a.shape} and {b.shape} differ before the channels: they cannot be concatenated")

@@ -1,0 +1,229 @@
+"""Whether every kernel compiles, and what it needs: `python -m pyshuffle.cuda.check`. No GPU is needed.
+
+Each kernel is compiled to PTX for the compute capabilities in TARGETS. Where `ptxas`, NVIDIA's assembler, is on the path, it makes
+machine code of that, and a table says what each kernel takes of a multiprocessor. A kernel fails that spills registers, keeps an
+array in local memory, or needs more than a block may have. With `--run`, on a GPU, every operation, inference and steps of training
+are compared with the reference, and timed: the report to send in.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .. import cli, device
+from ..errors import PyShuffleError
+from ..nets import Net, ShuffleNetV1, ShuffleNetV2
+from ..types import Params
+
+TARGETS = ((7, 5), (8, 0), (9, 0), (10, 0))
+REGISTERS, SHARED, THREADS = 65536, 48 * 1024, 1024  # that a block may have, on all of them
+TOLERANCE, NET_TOLERANCE = 1e-5, 1e-4  # of the largest value, of an operation and of a network
+ROUNDS = 20  # of a measurement
+RATE = 0.01  # of learning
+
+
+class Needs(NamedTuple):
+    """What ptxas says that a kernel takes."""
+
+    registers: int  # of a thread
+    shared: int  # bytes of a block
+    local: int  # bytes of a thread: what is spilled, and arrays that are not in registers
+
+    def too_much(self, threads: int) -> bool:
+        registers = -(-threads // 32) * 32 * -(-self.registers // 8) * 8  # given out to whole warps, by eights
+        return bool(self.local) or registers > REGISTERS or self.shared > SHARED or threads > THREADS
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = cli.Parser(prog="python -m pyshuffle.cuda.check", description="Check the kernels for NVIDIA's GPUs.")
+    parser.add_argument("--run", action="store_true", help="on a GPU: compare with the reference, and time")
+    args = parser.parse_args(argv)
+    if args.run:
+        device.require("cuda")
+        return run()
+    device.require_compiler()
+    return compile_all()
+
+
+def compile_all() -> int:
+    """Prints a line for each kernel. The exit code: 1 if one takes too much."""
+    kernels, assembler = all_kernels(), shutil.which("ptxas")
+    print(f"{'kernel':<28} {'threads':>7} {'shared':>7} {'local':>6}   registers at", *(f"{a}.{b:<3}" for a, b in TARGETS))
+    failed = False
+    for kernel in kernels:
+        texts = {target: ptx(kernel, target) for target in TARGETS}
+        if assembler is None:
+            print(f"{kernel.name:<28} {kernel.threads:>7}   compiled to PTX")
+            continue
+        found = [needs(assembler, text, target) for target, text in texts.items()]
+        wrong = any(need.too_much(kernel.threads) for need in found)
+        failed |= wrong
+        shared, local = max(need.shared for need in found), max(need.local for need in found)
+        registers = " ".join(f"{need.registers:<{len(f'{a}.{b:<3}')}}" for need, (a, b) in zip(found, TARGETS, strict=True))
+        print(f"{kernel.name:<28} {kernel.threads:>7} {shared:>7} {local:>6} {'':15} {registers}", "TOO MUCH" * wrong, flush=True)
+    targets = ", ".join(f"{a}.{b}" for a, b in TARGETS)
+    print(f"{len(kernels)} kernels compiled to PTX for compute capabilities {targets}")
+    if assembler is None:
+        print("ptxas is not on the path: what the kernels take was not looked at")
+    return int(failed)
+
+
+def all_kernels() -> list[Any]:
+    from . import add, batchnorm, conv, depthwise, launch, linear, loss, pool, relu, sgd, shuffle
+
+    modules = (conv, depthwise, shuffle, batchnorm, relu, pool, linear, add, loss, sgd, launch)
+    return [value for module in modules for value in vars(module).values() if isinstance(value, launch.Kernel)]
+
+
+def ptx(kernel: Any, target: tuple[int, int]) -> str:
+    """The kernel in NVIDIA's assembly language. Raises PyShuffleError where it does not compile."""
+    from numba import cuda
+
+    try:
+        text: str = cuda.compile(kernel.function, kernel.signature, device=False, abi="numba", cc=target, output="ptx")[0]
+    except Exception as error:
+        raise PyShuffleError(f"{kernel.name} does not compile for {target}: {error}") from None
+    return text
+
+
+def needs(assembler: str, text: str, target: tuple[int, int]) -> Needs:
+    """What a kernel takes as machine code. Raises PyShuffleError where there is no way to make it that."""
+    said = assembled(assembler, text, target)
+    older = re.search(r"Unsupported \.version.*current version is '([\d.]+)'", said)
+    if older:  # an assembler older than numba's compiler: nothing that was added since is used
+        said = assembled(assembler, re.sub(r"\.version [\d.]+", f".version {older[1]}", text, count=1), target)
+    used = re.search(r"Used (\d+) registers", said)
+    if used is None:
+        raise PyShuffleError(f"ptxas fails: {said}")
+    shared, stack, spilled = (re.search(rf"(\d+) bytes {what}", said) for what in ("smem", "stack frame", "spill stores"))
+    return Needs(int(used[1]), int(shared[1]) if shared else 0, sum(int(found[1]) for found in (stack, spilled) if found))
+
+
+def assembled(assembler: str, text: str, target: tuple[int, int]) -> str:
+    """What the assembler says."""
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "kernel.ptx"
+        source.write_text(text)
+        command = [assembler, "-v", f"-arch=sm_{target[0]}{target[1]}", str(source), "-o", str(source.with_suffix(".cubin"))]
+        return subprocess.run(command, capture_output=True, text=True).stderr
+
+
+# On a device
+
+
+def run() -> int:
+    """Prints the report. The exit code: 1 if something is not what the reference says."""
+    from importlib.metadata import version
+
+    print(f"{device.gpu()}, numba-cuda {version('numba-cuda')}, numpy {np.__version__}")
+    print(f"{'':<44} {'away from the reference':>24} {'ms':>9}")
+    failed = False
+    networks = [
+        (ShuffleNetV1(0.5), 8, 64, True), (ShuffleNetV2(0.5), 8, 64, True), (ShuffleNetV2(1.0), 1, 224, True),
+        (ShuffleNetV2(1.0), 64, 224, False),
+    ]  # fmt: skip
+    for name, away, allowed, took in chain(operations((8, 28, 28, 48)), *(network(*one) for one in networks)):
+        failed |= not away <= allowed
+        print(f"{name:<44} {away:>24.1e} {took:>9.4f}", "WRONG" * (not away <= allowed), flush=True)
+    return int(failed)
+
+
+Line = tuple[str, float, float, float]  # what; how far away, in parts of the largest value; how far it may be; milliseconds
+
+
+def operations(x: tuple[int, ...]) -> Iterator[Line]:
+    """Each of them, forward and backward, on a map of the shape x with 6 n channels."""
+    from ..backends.cuda import Cuda
+    from ..backends.reference import Reference
+    from .launch import download, milliseconds, upload
+
+    channels = x[3]
+    cases: list[tuple[str, str, tuple[tuple[int, ...], ...], dict[str, Any]]] = [
+        ("conv 1x1", "conv", (x, (1, 1, channels, channels)), {}),
+        ("conv 1x1, 3 groups", "conv", (x, (1, 1, channels // 3, channels)), {"groups": 3}),
+        ("conv 3x3, stride 2", "conv", (x, (3, 3, channels, channels)), {"stride": 2}),
+        ("depthwise", "depthwise", (x, (3, 3, channels)), {}),
+        ("depthwise, stride 2", "depthwise", (x, (3, 3, channels)), {"stride": 2}),
+        ("batchnorm and relu", "batchnorm", (x, (channels,), (channels,)), {"training": True, "relu": True}),
+        *((op, op, (x,), {}) for op in ("relu", "maxpool", "avgpool", "split", "mean")),
+        ("concat", "concat", (x, x), {}),
+        ("add", "add", (x, x), {}),
+        ("shuffle, 3 groups", "shuffle", (x,), {"groups": 3}),
+        ("linear", "linear", ((x[0], channels), (channels, 10), (10,)), {}),
+    ]
+    rng = np.random.default_rng(0)
+    for name, op, shapes, settings in cases:
+        arrays = [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
+        exact, tensors = [array.astype(np.float64) for array in arrays], [upload(array) for array in arrays]
+        told, known = dict(settings), dict(settings)
+        if op == "batchnorm":
+            told |= zip(("mean", "var"), Cuda.statistics(tensors[0]), strict=True)
+            known |= zip(("mean", "var"), Reference.statistics(exact[0]), strict=True)
+        (forward, backward), (expected, expected_backward) = Cuda.functions[op], Reference.functions[op]
+        y, right = several(forward(*tensors, **told)), several(expected(*exact, **known))
+        slopes = [rng.standard_normal(array.shape).astype(np.float32) for array in right]
+        dy = [upload(slope) for slope in slopes]
+        back = several(expected_backward(*(slope.astype(np.float64) for slope in slopes), *exact, **known))
+        for what, got, wanted, again in (
+            ("forward", y, right, partial(forward, *tensors, **told)),
+            ("backward", several(backward(*dy, *tensors, **told)), back, partial(backward, *dy, *tensors, **told)),
+        ):
+            away = max(distance(download(a), b) for a, b in zip(got, wanted, strict=True))
+            yield f"{name}, {what}", away, TOLERANCE, float(np.median(milliseconds(again, ROUNDS)))
+
+
+def network(net: Net, images: int, size: int, exactly: bool) -> Iterator[Line]:
+    """Inference, and two steps of training: the second shows the gradients, after it rounding grows from step to step.
+
+    Compared with the reference in float64 or, where that takes too long, with the kernels and the engine for the processor.
+    """
+    from .. import engine
+    from ..backends.reference import Reference
+    from ..engine import cuda
+    from ..init import initialise
+    from ..ops import loss
+    from ..sgd import Trainer
+    from ..sgd_cuda import Trainer as DeviceTrainer
+    from .launch import milliseconds
+
+    class ReferenceTrainer(Trainer):
+        arrays, losses = Reference, (loss.forward_reference, loss.backward_reference)
+
+    x, labels = (
+        np.random.default_rng(0).standard_normal((images, size, size, 3)).astype(np.float32),
+        np.arange(images) % net.classes,
+    )
+    params, exact_x = initialise(net), x.astype(np.float64)
+    exact: Params = {name: array.astype(np.float64) for name, array in params.items()}
+    model, trainer = cuda.compile(net, params, x.shape), DeviceTrainer(net, params)
+    expected = net(Reference(exact), exact_x) if exactly else engine.compile(net, params, x.shape)(x)
+    name = f"{net.arch} {net.width}, batch {images}, {size} x {size}"
+    took = milliseconds(model.program(images).run, ROUNDS)
+    yield f"{name}: logits", distance(model(x), expected), NET_TOLERANCE, float(np.median(took))
+    right, given = (ReferenceTrainer(net, exact), exact_x) if exactly else (Trainer(net, params), x)
+    losses = np.array([[trainer.step(x, labels, RATE)[0], right.step(given, labels, RATE)[0]] for _ in range(2)])
+    took = milliseconds(lambda: trainer.step(x, labels, RATE), ROUNDS)
+    yield f"{name}: two losses, a step", distance(losses[:, 0], losses[:, 1]), NET_TOLERANCE, float(np.median(took))
+
+
+def several(value: Any) -> tuple[Any, ...]:
+    return value if isinstance(value, tuple) else (value,)
+
+
+def distance(a: Any, b: Any) -> float:
+    return float(np.abs(a - b).max() / np.abs(b).max())
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

@@ -1,0 +1,356 @@
+"""What the GPU's kernels give under the simulator: whole networks, training, edges of tiles, and what the simulator must see.
+
+The operations themselves are tested with those of the other interpretations, in test_ops.py and test_tape.py.
+"""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import SIMULATED, assert_close, draw, draw_params
+from PIL import Image
+
+if not SIMULATED:
+    pytest.skip("NUMBA_ENABLE_CUDASIM=1 is not set", allow_module_level=True)
+
+from numba import cuda, float32
+from simulator import Simulated
+
+from pyshuffle import classify, sgd, sgd_cuda, train
+from pyshuffle.backends.cost import Cost, Map
+from pyshuffle.backends.cuda import Cuda
+from pyshuffle.backends.reference import Reference
+from pyshuffle.cuda import check, launch
+from pyshuffle.cuda import loss as ops_loss
+from pyshuffle.engine import cuda as engine
+from pyshuffle.errors import ShapeError
+from pyshuffle.nets import ShuffleNetV1, ShuffleNetV2, shufflenet_v1, shufflenet_v2
+from pyshuffle.ops import loss
+from pyshuffle.sgd_cuda import Trainer
+from pyshuffle.weights import Checkpoint
+
+NETS = {
+    "v1": lambda: ShuffleNetV1(0.125, groups=3, classes=5),
+    "v1, authors' order": lambda: ShuffleNetV1(0.125, groups=2, classes=5, order="authors", bias=False),
+    "v2": lambda: ShuffleNetV2(0.125, classes=5),
+    "v2, torchvision's wiring": lambda: ShuffleNetV2(0.125, classes=5, wiring="torchvision"),
+    "v2, authors' order": lambda: ShuffleNetV2(0.125, classes=5, order="authors", extra_depthwise=True),
+}
+
+
+@pytest.fixture(params=NETS)
+def net(request, monkeypatch):
+    """Networks of few and narrow units: in all else they are the real ones."""
+    monkeypatch.setattr(shufflenet_v1, "STAGE2", {2: 128, 3: 96})
+    monkeypatch.setattr(shufflenet_v1, "STEM", {0.125: 6})
+    monkeypatch.setattr(shufflenet_v1, "REPEATS", (2, 1, 1))
+    monkeypatch.setattr(shufflenet_v2, "WIDTHS", {0.125: (20, 28, 36, 34)})
+    monkeypatch.setattr(shufflenet_v2, "REPEATS", (2, 1, 1))
+    monkeypatch.setattr(shufflenet_v2, "STEM", 6)
+    return NETS[request.param]()
+
+
+def pictures(*shape):
+    return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+
+
+def expected_logits(net, params, images):
+    return net(Reference({name: array.astype(np.float64) for name, array in params.items()}), images.astype(np.float64))
+
+
+class ReferenceTrainer(sgd.Trainer):
+    arrays, losses = Reference, (loss.forward_reference, loss.backward_reference)
+
+
+def test_a_compiled_network_gives_the_reference_logits(net):
+    params, images = draw_params(net, (1, 32, 32, 3), np.float32), pictures(2, 33, 32, 3)
+    logits = engine.compile(net, params, images.shape)(images)
+    assert_close(logits, expected_logits(net, params, images), 1e-5)
+
+
+def test_a_network_gives_the_reference_logits(net):
+    params, images = draw_params(net, (1, 32, 32, 3), np.float32), pictures(1, 32, 35, 3)
+    logits = launch.download(net(Cuda(launch.on_device(params)), launch.upload(images)))
+    assert_close(logits, expected_logits(net, params, images), 1e-5)
+
+
+@pytest.mark.parametrize("net", ["v1", "v2"], indirect=True)
+def test_three_steps_of_training_are_the_references(net):
+    """Losses, and what the parameters have come to, running statistics included."""
+    params, images, labels = draw_params(net, (1, 32, 32, 3)), pictures(8, 16, 16, 3), np.arange(8) % 5
+    trainer = Trainer(net, {name: array.astype(np.float32) for name, array in params.items()})
+    reference = ReferenceTrainer(net, params)
+    for _ in range(3):
+        value, right = trainer.step(images, labels, 0.005)
+        expected, named = reference.step(images.astype(np.float64), labels, 0.005)
+        assert abs(value - expected) <= 1e-5 * expected
+        assert right == named
+    for name, array in trainer.state()["params"].items():
+        assert_close(array, params[name], 1e-5)
+
+
+def test_a_compiled_network_launches_once_a_layer(net):
+    """Convolution, pooling, mean, linear: nothing for batch normalisation, ReLU, split, concat, shuffle or the addition."""
+    cost = Cost()
+    net(cost, Map((1, 32, 32, 3)))
+    layers = [row.op for row in cost.rows if row.op in ("conv", "depthwise", "maxpool", "avgpool", "mean", "linear")]
+    model = engine.compile(net, draw_params(net, (1, 32, 32, 3), np.float32), (1, 32, 32, 3))
+    assert len(model.program(1).launches) == len(layers)
+    before = launch.Kernel.launched
+    model(pictures(1, 32, 32, 3))
+    assert launch.Kernel.launched - before == len(layers)
+
+
+def test_images_and_sizes_a_model_was_not_made_for(net):
+    model = engine.compile(net, draw_params(net, (1, 32, 32, 3), np.float32), (32, 33, 3))
+    with pytest.raises(ShapeError, match=r"the model was compiled for float32 \(N, 32, 33, 3\)"):
+        model(pictures(1, 32, 32, 3))
+    with pytest.raises(ShapeError, match="not finite"):
+        model(np.full((1, 32, 33, 3), np.nan, np.float32))
+    with pytest.raises(ShapeError, match=r"100000000 images at once are too many: at most \d+"):
+        model.program(100_000_000)
+
+
+# The whole way of an image, and of a batch ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("net", ["v2"], indirect=True)
+def test_classify_answers_from_the_device(net):
+    checkpoint = Checkpoint(net, draw_params(net, (1, 32, 32, 3), np.float32))
+    image = pictures(1, 32, 32, 3)
+    assert_close(classify.predictor(checkpoint, 32, "cuda")(image), classify.predictor(checkpoint, 32)(image), 1e-5)
+
+
+@pytest.mark.parametrize("net", ["v2"], indirect=True)
+def test_train_on_the_device_saves_what_the_processor_would(net, tmp_path):
+    for n in range(6):
+        folder = tmp_path / "images" / "ab"[n % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.random.default_rng(n).integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(folder / f"{n}.png")
+    options = "--width 0.125 --size 32 --epochs 1 --batch 4 --rate 0.2 --hold-out 0.1".split()
+    for name in ("cpu", "cuda"):
+        assert train.main([str(tmp_path / "images"), *options, "--device", name, "--out", str(tmp_path / name)]) == 0
+    on_cpu, on_device = (dict(np.load(tmp_path / name / "state.npz")) for name in ("cpu", "cuda"))
+    assert set(on_cpu) == set(on_device)
+    assert any(name.startswith("velocity/") for name in on_device)
+    for name in on_cpu.keys() - {"meta"}:
+        np.testing.assert_allclose(on_device[name], on_cpu[name], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("net", ["v2"], indirect=True)
+def test_bench_times_on_the_device(net, capsys):
+    spec = importlib.util.spec_from_file_location("bench", Path(__file__).parents[1] / "bench.py")
+    bench = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(bench)
+    assert bench.main("--device cuda --width 0.125 --size 32 --rounds 1".split()) == 0
+    out = capsys.readouterr().out
+    assert "batch 1, 32 x 32, cuda: median" in out
+    assert "23 launches" in out
+
+
+@pytest.mark.parametrize("net", ["v2"], indirect=True)
+def test_the_report_finds_nothing_wrong_and_sees_what_is(net, monkeypatch):
+    monkeypatch.setattr(check, "ROUNDS", 1)
+    lines = [*check.operations((2, 3, 4, 6)), *check.network(net, 2, 32, True)]
+    assert all(away <= allowed for _, away, allowed, _ in lines)
+    assert len(lines) == 2 * 15 + 2
+    monkeypatch.setitem(Cuda.functions, "relu", (Cuda.functions["relu"][0], lambda dy, x: (dy,)))
+    wrong = [name for name, away, allowed, _ in check.operations((2, 3, 4, 6)) if not away <= allowed]
+    assert wrong == ["relu, backward"]
+
+
+# Edges: sizes that no tile, block or part divides ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("x", "w", "stride", "groups"),
+    [
+        ((1, 3, 11, 17), (1, 1, 17, 33), 1, 1),  # a pixel, an input and an output more than tiles hold
+        ((2, 4, 4, 32), (1, 1, 16, 64), 1, 2),  # whole tiles, and no more
+        ((1, 12, 11, 3), (3, 3, 3, 5), 1, 1),  # pixels in two parts, the second shorter
+        ((1, 2, 3, 34), (3, 3, 17, 66), 2, 2),
+        ((1, 5, 5, 4), (1, 1, 4, 2), 2, 1),
+        ((1, 1, 1, 1), (3, 3, 1, 1), 2, 1),
+    ],
+    ids=str,
+)
+def test_a_convolution_at_the_edges_of_tiles(x, w, stride, groups):
+    check_operation("conv", x, w, stride=stride, groups=groups)
+
+
+@pytest.mark.parametrize("x", [(1, 5, 8, 33), (2, 4, 7, 32), (3, 9, 15, 2), (1, 1, 1, 1)], ids=str)
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_depthwise_convolution_at_the_edges_of_tiles(x, stride):
+    check_operation("depthwise", x, (3, 3, x[3]), stride=stride)
+
+
+@pytest.mark.parametrize("x", [(2, 9, 8, 33), (3, 1, 1, 5)], ids=str)
+def test_batch_statistics_over_parts(x):
+    array = draw(*x, dtype=np.float32)
+    mean, var = map(launch.download, Cuda.statistics(launch.upload(array)))
+    assert_close((mean, var), Reference.statistics(array.astype(np.float64)), 1e-6)
+
+
+def test_batch_statistics_survive_a_mean_far_from_zero():
+    x = (1000 + np.random.default_rng(0).standard_normal((2, 20, 20, 3))).astype(np.float32)
+    mean, var = map(launch.download, Cuda.statistics(launch.upload(x)))
+    exact_mean, exact_var = Reference.statistics(x.astype(np.float64))
+    assert_close(mean, exact_mean, 1e-7)
+    assert_close(var, exact_var, 1e-6)
+
+
+def check_operation(op, *shapes, **settings):
+    """Forward and backward, against the reference in float64."""
+    arrays = [draw(*shape, dtype=np.float32, seed=seed) for seed, shape in enumerate(shapes)]
+    exact = [array.astype(np.float64) for array in arrays]
+    (forward, backward), (reference, reference_backward) = Simulated.functions[op], Reference.functions[op]
+    expected = reference(*exact, **settings)
+    assert_close(forward(*arrays, **settings), expected, 1e-5)
+    dy = draw(*expected.shape, dtype=np.float32, seed=100)
+    assert_close(backward(dy, *arrays, **settings), reference_backward(dy.astype(np.float64), *exact, **settings), 1e-5)
+
+
+# Memory ---------------------------------------------------------------------------------------------------------------------------
+
+
+def test_memory_that_is_let_go_is_used_again():
+    first = launch.Tensor((3, 5))
+    values = first.values
+    view = first.reshape(15)
+    del first
+    assert launch.Tensor((5, 3)).values is not values, "a view still holds it"
+    del view
+    assert launch.Tensor((5, 3)).values is values
+
+
+def test_a_step_of_training_takes_no_memory_that_the_ones_before_did_not(net, monkeypatch):
+    """From the third on: the first has no velocities to keep."""
+    trainer = Trainer(net, draw_params(net, (1, 32, 32, 3), np.float32))
+    monkeypatch.setattr(launch.Kernel, "__call__", lambda *_: None)
+    trainer.step(pictures(2, 32, 32, 3), np.array([0, 1]), 0.01)
+    trainer.step(pictures(2, 32, 32, 3), np.array([0, 1]), 0.01)
+    monkeypatch.setattr(launch.cuda, "device_array", None)
+    trainer.step(pictures(2, 32, 32, 3), np.array([0, 1]), 0.01)
+
+
+# The limits of the hardware -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def grids(monkeypatch):
+    """What would be launched, with nothing computed and no memory touched: threads, blocks, and all numbers given along."""
+    found = []
+
+    def record(kernel, blocks, *arguments):
+        numbers = [n for a in arguments if isinstance(a, int | tuple) for n in (a if isinstance(a, tuple) else (a,))]
+        found.append((kernel.threads, blocks if isinstance(blocks, tuple) else (blocks,), numbers))
+
+    monkeypatch.setattr(launch, "take", lambda size, dtype: np.empty(size, dtype))
+    monkeypatch.setattr(launch.Kernel, "__call__", record)
+    for module in (engine, sgd_cuda, ops_loss):
+        monkeypatch.setattr(module, "upload", lambda array, dtype=np.float32: launch.Tensor(array.shape, dtype))
+    monkeypatch.setattr(launch, "upload", lambda array, dtype=np.float32: launch.Tensor(array.shape, dtype))
+    monkeypatch.setattr(ops_loss, "download", lambda tensor: tensor.values)
+    return found
+
+
+def within_limits(grids):
+    for threads, blocks, numbers in grids:
+        assert threads <= 1024
+        assert all(1 <= n <= most for n, most in zip(blocks, (2**31 - 1, 65535, 65535), strict=False))
+        assert all(-(2**31) <= n < 2**31 for n in numbers)
+    return len(grids)
+
+
+VARIANTS = [net for kind in (ShuffleNetV1, ShuffleNetV2) for net in kind.variants() if net.bias]
+
+
+@pytest.mark.parametrize("net", [net for net in VARIANTS if not getattr(net, "extra_depthwise", False)], ids=str)
+def test_no_launch_for_any_network_is_larger_than_there_can_be(net, grids):
+    model = engine.compile(net, draw_params(net, (1, 32, 32, 3), np.float32), (224, 224, 3))
+    for images in (1, 64):
+        model.program(images).run()
+    assert within_limits(grids) > 100
+
+
+def test_the_launches_that_the_roofline_counts(grids):
+    net = ShuffleNetV2(1.0)
+    engine.compile(net, draw_params(net, (1, 32, 32, 3), np.float32), (224, 224, 3)).program(1).run()
+    assert len(grids) == 59
+
+
+@pytest.mark.parametrize("net", [ShuffleNetV1(2.0, groups=8), ShuffleNetV2(2.0)], ids=str)
+def test_no_launch_of_a_step_of_training_is_larger_than_there_can_be(net, grids):
+    trainer = Trainer(net, draw_params(net, (1, 32, 32, 3), np.float32))
+    trainer.step(np.empty((64, 224, 224, 3), np.float32), np.zeros(64, np.int64), 0.1)
+    assert within_limits(grids) > 500
+
+
+# The simulator: it must see what is wrong -----------------------------------------------------------------------------------------
+
+
+def simulate(function, size=4, threads=4):
+    x, y = launch.upload(np.arange(size, dtype=np.float32)), launch.Tensor((size,))
+    launch.Kernel(function, "FF", threads)(1, x, y)
+    return launch.download(y)
+
+
+def test_what_is_right_passes():
+    def reverse(x, y):
+        shared = cuda.shared.array(4, float32)
+        t = cuda.threadIdx.x
+        shared[t] = x[t]
+        cuda.syncthreads()
+        y[t] = shared[3 - t]
+
+    np.testing.assert_array_equal(simulate(reverse), [3, 2, 1, 0])
+
+
+def test_a_missing_barrier_is_seen():
+    def reverse(x, y):
+        shared = cuda.shared.array(4, float32)
+        t = cuda.threadIdx.x
+        shared[t] = x[t]
+        y[t] = shared[3 - t]
+
+    with pytest.raises(RuntimeError, match="race"):
+        simulate(reverse)
+
+
+def test_a_barrier_that_not_all_reach_is_seen():
+    def some(x, y):
+        if cuda.threadIdx.x < 2:
+            cuda.syncthreads()
+
+    with pytest.raises(RuntimeError, match="2 of 4 threads wait at a barrier"):
+        simulate(some)
+
+
+def test_two_threads_that_write_one_value_are_seen():
+    def collide(x, y):
+        y[cuda.threadIdx.x // 2] = x[cuda.threadIdx.x]
+
+    with pytest.raises(RuntimeError, match="race"):
+        simulate(collide)
+
+
+@pytest.mark.parametrize("shift", [-1, 1])
+def test_what_lies_outside_of_an_array_is_seen(shift):
+    def read(x, y):
+        y[cuda.threadIdx.x] = x[cuda.threadIdx.x + shift]
+
+    def write(x, y):
+        y[cuda.threadIdx.x + shift] = x[cuda.threadIdx.x]
+
+    for function in (read, write):
+        with pytest.raises(IndexError, match="is outside of an array"):
+            simulate(function)
+
+
+def test_what_is_never_written_is_seen():
+    def some(x, y):
+        if cuda.threadIdx.x < 3:
+            y[cuda.threadIdx.x] = 1
+
+    np.testing.assert_array_equal(simulate(some), [1, 1, 1, np.nan])
