@@ -89,7 +89,7 @@ def backpropagated(
 @kernel
 def _pad(x, padded):
     for n in prange(len(x)):
-        pad(x[n], 1, padded[n])
+        pad(x[n], padded[n])
 
 
 def viewed(x: Map, size: int, stride: int, shape: tuple[int, int, int, int]) -> tuple[Source, product.View]:

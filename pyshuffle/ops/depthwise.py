@@ -22,8 +22,8 @@ from .check import check_gradient, check_map, out_size, require_float32
 from .jit import BLOCKS, helper, kernel, require_jit
 from .moments import measure
 from .product import vector_starts
-from .reading import Map, Source, block, source, widened
-from .windows import fold, pad, windows
+from .reading import Map, Source, read_rows, source, widened
+from .windows import fold, windows
 
 LANES, RUN, LOW, HIGH = machine().lanes, machine().run, np.float32(-np.inf), np.float32(np.inf)
 
@@ -46,13 +46,23 @@ def _filter(x, height, width, weights, starts, stride, y, moments):
     # weights (vectors, 9, LANES), starts: their first channels; moments (N, 3, C) or (0, 0, 0)
     images, rows, columns, channels = y.shape
     bias, flat = np.zeros(LANES, np.float32), y.reshape(-1, channels)
-    for n in prange(images):
-        padded = np.empty((stride * (rows - 1) + 3, stride * (columns - 1) + 3, channels), np.float32)
-        image = block(x, n * height * width, np.empty((height * width, channels), np.float32))
-        pad(image.reshape(height, width, channels), 1, padded)
-        filter_image(padded, weights, starts, stride, y[n], bias)
-        if len(moments):
-            measure(flat, n * rows * columns, (n + 1) * rows * columns, moments[n])
+    parts = min(images, BLOCKS)
+    for part in prange(parts):
+        padded = np.zeros((stride * (rows - 1) + 3, stride * (columns - 1) + 3, channels), np.float32)
+        for n in range(part * images // parts, (part + 1) * images // parts):
+            read_image(x, n, height, width, 1, padded)
+            filter_image(padded, weights, starts, stride, y[n], bias)
+            if len(moments):
+                measure(flat, n * rows * columns, (n + 1) * rows * columns, moments[n])
+
+
+@helper
+def read_image(x, n, height, width, spread, padded):
+    """The pixels of image n, `spread` apart, into a map of zeros, from (1, 1) on."""
+    pixel = x.channels * FLOAT
+    for h in range(height):
+        target = padded.ctypes.data + ((1 + spread * h) * padded.shape[1] + 1) * pixel
+        read_rows(x, (n * height + h) * width, width, target, spread * pixel)
 
 
 @helper
@@ -74,21 +84,19 @@ def _backward(dy, x, rows, columns, turned, starts, stride, parts, dx):
     pixel, bias = channels * FLOAT, np.zeros(LANES, np.float32)
     for part in prange(len(parts)):
         parts[part] = 0
-        dy_values = np.empty((rows * columns, channels), np.float32)
-        values = np.empty((height * width, channels), np.float32)
-        padded = np.empty((stride * (rows - 1) + 3, stride * (columns - 1) + 3, channels), np.float32)
-        spread = np.empty((height + 2, width + 2, channels), np.float32)
+        padded = np.zeros((stride * (rows - 1) + 3, stride * (columns - 1) + 3, channels), np.float32)
+        spread = np.zeros((height + 2, width + 2, channels), np.float32)  # dy, its pixels where the windows of y begin
+        row, apart = spread.shape[1] * pixel, stride * pixel
         for n in range(part * images // len(parts), (part + 1) * images // len(parts)):
-            d = block(dy, n * rows * columns, dy_values)
-            pad(block(x, n * height * width, values).reshape(height, width, channels), 1, padded)
+            read_image(x, n, height, width, 1, padded)
+            read_image(dy, n, rows, columns, stride, spread)
             for v in range(len(starts)):
+                at = starts[v] * FLOAT
                 slope_tile(
                     stride,
-                    (padded.ctypes.data + starts[v] * FLOAT, padded.shape[1] * pixel, pixel, d.ctypes.data + starts[v] * FLOAT,
-                     columns * pixel, pixel, rows, columns, parts[part, v].ctypes.data),
+                    (padded.ctypes.data + at, padded.shape[1] * pixel, pixel, spread.ctypes.data + row + pixel + at, stride * row,
+                     apart, rows, columns, parts[part, v].ctypes.data),
                 )  # fmt: skip
-            # The other way round: a window of pixels of dy, `stride` apart on the grid of x.
-            pad(d.reshape(rows, columns, channels), stride, spread)
             filter_image(spread, turned, starts, 1, dx[n], bias)
 
 
@@ -125,17 +133,19 @@ def backpropagated(dy: Source, x: Map, w: Array, stride: int = 1) -> tuple[Array
     parts = np.empty((min(BLOCKS, len(x)), len(starts), 9, LANES), np.float32)
     dx = np.empty((*x.shape[:3], max(channels, LANES)), np.float32)
     _backward(widened(dy), widened(source(x)), *shape[1:3], turned, starts, stride, parts, dx)
-    dw = np.empty((3, 3, dx.shape[3]), np.float32)
-    for start, total in zip(starts, parts.sum(axis=0), strict=True):
-        dw[..., start : start + LANES] = total.reshape(3, 3, LANES)
-    return np.ascontiguousarray(dx[..., :channels]), np.ascontiguousarray(dw[..., :channels])
+    vectors, lanes = np.divmod(np.arange(channels), LANES)
+    lanes += (vectors * LANES - starts[vectors]) * (channels >= LANES)  # the last vector was moved back
+    dw = parts.sum(axis=0)[vectors, :, lanes].T.reshape(3, 3, channels)
+    return np.ascontiguousarray(dx[..., :channels]), np.ascontiguousarray(dw)
 
 
 def by_vector(w: Array) -> tuple[Array, npt.NDArray[np.int64]]:
     """w (3, 3, C) -> (vectors, 9, LANES), with zeros where there are not as many channels, and the first channel of each vector."""
-    w = np.pad(w.reshape(9, -1), ((0, 0), (0, max(0, LANES - w.shape[2]))))
+    w = w.reshape(9, -1)
+    if w.shape[1] < LANES:
+        w = np.pad(w, ((0, 0), (0, LANES - w.shape[1])))
     starts = vector_starts(w.shape[1])
-    return np.stack([w[:, start : start + LANES] for start in starts]), starts
+    return np.ascontiguousarray(w[:, starts[:, None] + np.arange(LANES)].swapaxes(0, 1)), starts
 
 
 def check(x: Shaped, w: Shaped, stride: int, dy: Shaped | None = None) -> tuple[int, int, int, int]:

@@ -6,6 +6,7 @@ cancels little. All parts together have
 """
 
 import numpy as np
+import numpy.typing as npt
 
 from ..engine.intrinsics import measure_tile
 from ..engine.machine import FLOAT, machine
@@ -39,11 +40,23 @@ def measure(x, first, last, moments):
         moments[2] += square
 
 
-def merged(moments: Array, counts: Array) -> tuple[Array, Array]:
+@helper
+def _merged(moments, counts, mean, var):
+    for c in range(len(mean)):
+        total, whole = 0.0, 0.0
+        for b in range(len(counts)):
+            total += counts[b] * moments[b, 0, c] + moments[b, 1, c]
+            whole += counts[b]
+        mean[c] = total / whole
+        spread = 0.0
+        for b in range(len(counts)):
+            own = moments[b, 1, c] / counts[b]
+            spread += moments[b, 2, c] - counts[b] * own**2 + counts[b] * (moments[b, 0, c] + own - total / whole) ** 2
+        var[c] = max(spread, 0.0) / whole
+
+
+def merged(moments: Array, counts: npt.NDArray[np.int64]) -> tuple[Array, Array]:
     """moments (B, 3, C) of parts of so many rows (B,) -> mean and biased variance (C,), float32."""
-    near, total, square = moments.transpose(1, 0, 2)
-    counts = counts[:, None]
-    means = near + total / counts
-    mean = (counts * means).sum(axis=0) / counts.sum()
-    var = (square - total**2 / counts + counts * (means - mean) ** 2).sum(axis=0) / counts.sum()
-    return mean.astype(np.float32), var.astype(np.float32)
+    mean, var = np.empty((2, moments.shape[2]), np.float32)
+    _merged(moments, counts, mean, var)
+    return mean, var

@@ -285,25 +285,28 @@ def backward(dy: Source, x: Source, view: View, w: Array, groups: int, need_dx: 
     compiled code."""
     require_jit()
     taps, inputs, outputs = len(view.taps), w.shape[1], w.shape[2] // groups
-    c = cuts(view.taps, inputs, groups, outputs, len(view.rows))
+    cut = view.taps, inputs, groups, outputs, len(view.rows)
+    c = cuts(*cut)
     count = max(1, min(BLOCKS, view.size // PART, len(view.blocks)))
     parts = np.empty((count, len(c.first), len(c.cells), c.vectors, LANES), np.float32)
     transposed = w.reshape(taps, inputs, groups, outputs).transpose(3, 2, 0, 1).reshape(1, outputs, -1)
     columns = transposed.shape[2]
     wide_w, wide_groups = wide(transposed, groups)
-    p = panels((0,), wide_groups, wide_w.shape[1], wide_w.shape[2] // wide_groups)
+    p, dy_columns = slope_panels(cut, wide_groups, wide_w.shape[1], wide_w.shape[2] // wide_groups)
     dx = np.empty((view.size, wide_w.shape[2]) if need_dx else (0, 0), np.float32)
     _backward(
         dy, x, direct(x, view), view.blocks, view.rows, view.size, c.first, c.last, c.cells, c.targets, STORED, inputs, parts,
-        places(len(view.rows), c.vectors * LANES), moved(p, c.offsets), p.begins, p.table, p.places,
+        places(len(view.rows), c.vectors * LANES), dy_columns, p.begins, p.table, p.places,
         packed(wide_w, p, wide_groups), places(len(view.rows), wide_w.shape[2]), ZEROS, dx,
     )  # fmt: skip
-    cut, vector, lane = c.place
-    dw = parts[:, :, : taps * inputs].sum(axis=0)[cut, :, vector, lane]  # (O, taps C/G)
+    own, vector, lane = c.place
+    dw = parts[:, :, : taps * inputs].sum(axis=0)[own, :, vector, lane]  # (O, taps C/G)
     return np.ascontiguousarray(dx[:, :columns]) if need_dx else None, np.ascontiguousarray(dw.T).reshape(w.shape)
 
 
-def moved(p: Panels, offsets: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
-    """The columns of x for each panel, where they lie at these offsets and not side by side."""
+@lru_cache(maxsize=4096)
+def slope_panels(cut: tuple[tuple[int, ...], int, int, int, int], groups: int, inputs: int, outputs: int) -> tuple[Panels, Table]:
+    """The panels of dx, and their columns of dy, which lie where the cuts have put them."""
+    p = panels((0,), groups, inputs, outputs)
     sources = np.repeat(p.table[:, 3], np.diff(p.begins))
-    return offsets[(sources + p.columns) // FLOAT]
+    return p, cuts(*cut).offsets[(sources + p.columns) // FLOAT]

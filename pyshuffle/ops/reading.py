@@ -83,14 +83,19 @@ def whole(x: Map) -> Array:
 @helper
 def read(source, begin, out, at):
     """Rows from `begin` on become those of out (R, C or more), from channel `at` on."""
-    channels = source.channels
-    if channels < LANES:
+    if source.channels < LANES:
         read_narrow(source, begin, out, at)
-    for first in range(0, channels if channels >= LANES else 0, MOST * LANES):
-        vectors = min(MOST, -(-(channels - first) // LANES))
-        last = min((vectors - 1) * LANES, channels - LANES - first)
-        target = out.ctypes.data + (at + first) * FLOAT
-        read_vectors(source, begin, len(out), vectors, first, last, target, out.shape[1] * FLOAT, last * FLOAT)
+    else:
+        read_rows(source, begin, len(out), out.ctypes.data + at * FLOAT, out.shape[1] * FLOAT)
+
+
+@helper
+def read_rows(source, begin, count, target, target_row):
+    """So many rows from `begin` on, of a vector's channels or more, to an address."""
+    for first in range(0, source.channels, MOST * LANES):
+        vectors = min(MOST, -(-(source.channels - first) // LANES))
+        last = min((vectors - 1) * LANES, source.channels - LANES - first)
+        read_vectors(source, begin, count, vectors, first, last, target + first * FLOAT, target_row, last * FLOAT)
 
 
 @helper

@@ -30,21 +30,11 @@ def fold(d: Array, shape: tuple[int, ...], stride: int) -> Array:
 
 
 @helper
-def pad(x, spread, padded):
-    """padded (H', W', C) becomes zeros, and the pixels of x (H, W, C), `spread` apart, from (1, 1) on."""
+def pad(x, padded):
+    """padded (H + 2, W + 2, C) becomes x (H, W, C) with a border of zeros."""
     height, width, channels = x.shape
-    lines = padded.reshape(len(padded), padded.shape[1] * channels)
-    for i in range(len(lines)):
-        h, line = (i - 1) // spread, lines[i]
-        line[:] = 0
-        if i != 1 + spread * h or not 0 <= h < height:
-            continue
-        if spread == 1:
-            row, inner = x[h].reshape(width * channels), line[channels : (1 + width) * channels]
-            for k in range(width * channels):
-                inner[k] = row[k]
-        else:
-            for l in range(width):
-                pixel, given = line[(1 + spread * l) * channels :], x[h, l]
-                for c in range(channels):
-                    pixel[c] = given[c]
+    padded[:] = 0
+    for h in range(height):
+        row, inner = x[h].reshape(-1), padded[h + 1].reshape(-1)[channels:]
+        for k in range(width * channels):
+            inner[k] = row[k]
