@@ -3,7 +3,9 @@
 The operations themselves are tested with those of the other interpretations, in test_ops.py and test_tape.py.
 """
 
+import gc
 import importlib.util
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -252,7 +254,11 @@ def grids(monkeypatch):
         monkeypatch.setattr(module, "upload", lambda array, dtype=np.float32: launch.Tensor(array.shape, dtype))
     monkeypatch.setattr(launch, "upload", lambda array, dtype=np.float32: launch.Tensor(array.shape, dtype))
     monkeypatch.setattr(ops_loss, "download", lambda tensor: tensor.values)
-    return found
+    monkeypatch.setattr(launch, "POOL", defaultdict(list))
+    launch.table.cache_clear()
+    yield found
+    launch.table.cache_clear()  # nobody else is to be given this memory
+    gc.collect()
 
 
 def within_limits(grids):
