@@ -55,9 +55,9 @@ def test_the_kernels_answer_as_the_reference(net, training):
     for seed in range(5):
         x, dy = images(65, 2, seed).astype(np.float32), draw(2, 5, dtype=np.float32)
         answers = []
-        for kind in (Numba, Reference):
-            params = draw_params(net, x.shape, np.float32)
-            tape = Tape(kind(params, training))
+        for kind, dtype in ((Numba, np.float32), (Reference, np.float64)):
+            params = {name: value.astype(dtype) for name, value in draw_params(net, x.shape, np.float32).items()}
+            tape, x, dy = Tape(kind(params, training)), x.astype(dtype), dy.astype(dtype)
             logits = net(tape, x)
             by_name, (dx,) = tape.backward(logits, dy, wrt=(x,))
             gradients = np.concatenate([by_name[name].ravel() for name in sorted(by_name)])
