@@ -38,10 +38,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     nets.check_size(args.size)
     device.require(args.device)
-    if args.device != "cpu" and (args.sweep or args.profile or args.plot):
-        raise PyShuffleError("--sweep, --profile and --plot are for --device cpu")
-    if args.train and (args.sweep or args.profile):
-        raise PyShuffleError("--train goes without --sweep, --profile and --plot")
+    if args.device != "cpu" and (args.sweep or args.guideline or args.table8 or args.profile or args.plot):
+        raise PyShuffleError("--sweep, --guideline, --table8, --profile and --plot are for --device cpu")
+    if args.train and args.profile:
+        raise PyShuffleError("--train goes without --profile and --plot")
+    if sum(map(bool, (args.train, args.sweep, args.guideline, args.table8))) > 1:
+        raise PyShuffleError("--train, --sweep, --guideline and --table8 go one at a time")
     if min(args.batch, args.rounds) < 1:
         raise ShapeError(f"batch={args.batch}, rounds={args.rounds}: both must be at least 1")
     figure = sheet() if args.plot else None
@@ -286,7 +288,8 @@ def guideline(args: argparse.Namespace) -> list[dict[str, Any]]:
         for row in table
     ]  # fmt: skip
     print(tables.render(headings, cells, args.form, left=2))
-    print(f"\n{experiment.verdict(args.guideline, times)}")
+    if args.form == "text":
+        print(f"\n{experiment.verdict(args.guideline, times)}")
     return table
 
 

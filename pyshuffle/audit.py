@@ -34,9 +34,9 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     if args.unit:
         return unit(args)
-    if not (args.layers or args.json or args.size or cli.names_net(args)):
+    if not (args.layers or args.json or args.size is not None or cli.names_net(args)):
         return check_all(args.form)
-    size = args.size or SIZE
+    size = SIZE if args.size is None else args.size
     nets.check_size(size)
     net = cli.net_from_options(args)
     rows = count(net, size)

@@ -20,7 +20,7 @@ DRIVER = 580  # the first one for it
 OLDEST = (7, 5)  # compute capability
 INSTALL = f"install NVIDIA's driver, {DRIVER} or later"
 NO_DEVICE = 100  # CUDA_ERROR_NO_DEVICE
-MULTIPROCESSORS, MAJOR, MINOR = 16, 75, 76  # CU_DEVICE_ATTRIBUTE_...
+MAJOR, MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_...
 
 
 class Device(NamedTuple):

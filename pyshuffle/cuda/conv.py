@@ -184,7 +184,6 @@ def forward(x: Tensor, w: Tensor, stride: int = 1, groups: int = 1, bias: Tensor
     """x (N, H, W, C), w (K, K, C/G, O), bias (O,) -> y (N, ceil(H/s), ceil(W/s), O). Raises ShapeError."""
     y = Tensor(check(x, w, stride, groups))
     size, _, inputs, out = w.shape
-    weights = (0, inputs * out, out, 1, out // groups)
     view, weights = (*y.shape[:3], *x.shape[1:3], size, stride, 1), (0, inputs * out, out, 1, out // groups)
     _run(x, w, w if bias is None else bias, y, view, weights, groups, 0 if bias is None else BIAS)
     return y

@@ -61,7 +61,7 @@ def _filter(stride: int) -> Kernel:
                     y[y_first + image * y_image + (i * columns + j) * y_pixel + c] = value
 
     filter.__name__ = f"filter_stride{stride}"
-    return kernel("FIFFFIIIii", THREADS)(filter)
+    return kernel("FIFFFIIIiif", THREADS)(filter)
 
 
 filter_stride1, filter_stride2 = _filter(1), _filter(2)

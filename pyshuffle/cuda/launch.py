@@ -45,6 +45,7 @@ class Kernel:
     launched = 0  # by all kernels together
 
     def __init__(self, function: Callable[..., None], arguments: str, threads: int) -> None:
+        assert len(arguments) == function.__code__.co_argcount, function  # the simulator would not notice
         self.function, self.threads = function, threads
         self.name = f"{function.__module__.rpartition('.')[2]}.{function.__name__}"
         self.signature = void(*(ARGUMENTS[letter] for letter in arguments))

@@ -115,9 +115,9 @@ class MobileNetV2(Net):
 
 
 def check_width(net: Net, stem: int) -> None:
-    """Raises ArchError unless every convolution has channels left."""
+    """Raises ArchError unless the stem has a channel left."""
     if not 1 / stem <= net.width < float("inf"):
-        raise ArchError(f"{net.arch} has no width {net.width}: {1 / stem} is the least")
+        raise ArchError(f"{net.arch} has no width {net.width}: {1 / stem} or more is needed, and finite")
 
 
 def rounded(channels: float) -> int:
