@@ -6,7 +6,8 @@ import pytest
 from conftest import assert_close
 
 from pyshuffle import Numba, Reference
-from pyshuffle.ops import batchnorm, reading, shuffle
+from pyshuffle.errors import ShapeError
+from pyshuffle.ops import batchnorm, pool, reading, shuffle
 from pyshuffle.ops.moments import merged
 from pyshuffle.ops.reading import Normalised
 
@@ -14,12 +15,16 @@ CONV, DEPTHWISE = "conv", "depthwise"
 CASES = {  # operation, x (N, H, W, C), w, settings
     "1x1": (CONV, (3, 7, 6, 24), (1, 1, 24, 40), {"stride": 1, "groups": 1}),
     "1x1 of many vectors": (CONV, (2, 9, 9, 20), (1, 1, 20, 150), {"stride": 1, "groups": 1}),
+    "1x1 of a vector too many": (CONV, (2, 5, 4, 69), (1, 1, 69, 133), {"stride": 1, "groups": 1}),
+    "1x1, stride 2": (CONV, (1, 5, 4, 20), (1, 1, 20, 24), {"stride": 2, "groups": 1}),
+    "3x3, grouped, one image": (CONV, (1, 5, 4, 12), (3, 3, 6, 24), {"stride": 1, "groups": 2}),
     "1x1 of few channels": (CONV, (2, 5, 4, 5), (1, 1, 5, 3), {"stride": 1, "groups": 1}),
     "grouped": (CONV, (2, 6, 5, 36), (1, 1, 12, 60), {"stride": 1, "groups": 3}),
     "groups less than a vector": (CONV, (2, 6, 5, 24), (1, 1, 3, 48), {"stride": 1, "groups": 8}),
     "groups of few channels": (CONV, (2, 6, 5, 4), (1, 1, 2, 6), {"stride": 1, "groups": 2}),
     "3x3": (CONV, (2, 9, 8, 3), (3, 3, 3, 24), {"stride": 2, "groups": 1}),
     "depthwise": (DEPTHWISE, (3, 8, 9, 24), (3, 3, 24), {"stride": 1}),
+    "depthwise of a vector too many": (DEPTHWISE, (1, 3, 3, 69), (3, 3, 69), {"stride": 1}),
     "depthwise, stride 2": (DEPTHWISE, (3, 8, 9, 40), (3, 3, 40), {"stride": 2}),
     "depthwise of few channels": (DEPTHWISE, (2, 7, 5, 3), (3, 3, 3), {"stride": 2}),
 }
@@ -94,7 +99,7 @@ def test_it_reads_half_of_a_map_where_it_lies(op, shape, filters, settings):
 def test_what_is_not_a_number_stays_so(op, shape, filters, settings):
     """In the channel that it is in, or in all; a ReLU does not hide it."""
     layer = Layer(op, shape, filters, settings)
-    layer.x[0, 1, 1, 0] = np.nan
+    layer.x[0, 0, 0, 0] = np.nan
     z = np.asarray(layer.fused(layer.x))
     assert np.isnan(z[..., 0]).all()
 
@@ -112,6 +117,35 @@ def test_it_does_not_depend_on_the_number_of_threads(op, shape, filters, setting
         numba.set_num_threads(most)
     for alone, shared in zip(*results, strict=True):
         np.testing.assert_array_equal(alone, shared)
+
+
+@every_case
+def test_a_gradient_of_another_shape_or_dtype_is_refused(op, shape, filters, settings):
+    layer = Layer(op, shape, filters, settings)
+    dz = layer.normal(layer.fused(layer.x).shape)
+    with pytest.raises(ShapeError, match="dy has shape"):
+        layer.fused(layer.x, dz[..., :-1])
+    with pytest.raises(ShapeError, match="float64"):
+        layer.fused(layer.x, dz.astype(np.float64))
+    layer.gamma = layer.gamma.astype(np.float64)
+    with pytest.raises(ShapeError, match="float64"):
+        layer.fused(layer.x)
+
+
+def test_the_gradient_of_a_maximum_over_one_pixel_that_is_a_part_of_another():
+    """NumPy calls one pixel contiguous, whatever it is cut from."""
+    wide = np.arange(80, dtype=np.float32).reshape(1, 1, 1, 80)
+    x = np.random.default_rng(0).standard_normal((1, 2, 2, 40)).astype(np.float32)
+    for half in (wide[..., :40], wide[..., 40:]):
+        np.testing.assert_array_equal(pool.max_backward(half, x)[0], pool.max_backward_reference(half, x)[0])
+
+
+@pytest.mark.parametrize("channels", [5, 40])
+def test_the_gradient_by_beta_is_summed_even_if_nothing_is_a_number(channels):
+    x, ones = np.full((1, 2, 2, channels), np.nan, np.float32), np.ones(channels, np.float32)
+    dx, _, dbeta = batchnorm.backward(np.ones_like(x), x, ones, ones, ones, ones, training=True)
+    assert np.isnan(dx).all()
+    np.testing.assert_array_equal(dbeta, 4 * ones)
 
 
 def test_what_is_to_be_computed_passes_for_an_array():

@@ -63,4 +63,4 @@ def test_kernels_without_compiled_code():
     )
     environment = os.environ | {"NUMBA_DISABLE_JIT": "1"}
     lines = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=True).stdout
-    assert lines.count("NUMBA_DISABLE_JIT is set: convolutions are nothing but compiled code; use the Reference backend") == 2
+    assert lines.count("NUMBA_DISABLE_JIT is set: these kernels are nothing but compiled code; use the Reference backend") == 2

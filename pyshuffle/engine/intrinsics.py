@@ -1,4 +1,4 @@
-"""The tiles as functions that jitted code can call, each with its arguments as one tuple, in the order that tiles.py has."""
+"""The tiles as functions that jitted code can call, each with its arguments as one tuple, in the order that it has there."""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
-"""The inner loops that training needs besides those of tiles.py, in the machine's vectors: each is for one vector of channels."""
+"""The inner loops that training needs besides those of tiles.py, in the machine's vectors of channels."""
 
 from __future__ import annotations
+
+import math
 
 from llvmlite import ir
 
@@ -84,10 +86,11 @@ def covary(e: Emitter, given: Arguments) -> None:
     """total = sum d, product = sum d (x - mean) over rows x and dz, where d = dz [z > low], with z as `normalise` has it."""
     mean, scale, beta = constants(e, given, I64(0), 3)
     low, none = e.everywhere(given["low"]), ir.Constant(e.vector, [0.0] * e.lanes)
+    linear = e.build.fcmp_ordered("==", low, ir.Constant(e.vector, [-math.inf] * e.lanes))  # then all passes, whatever it is
     begin = [given["source"], given["gradient"], none, none]
     with e.loop(given["rows"], begin) as ((source, gradient, total, product), following):
         above = e.build.fsub(e.load(source, e.vector), mean)
-        passed = e.build.fcmp_ordered(">", e.multiply_add(above, scale, beta), low)
+        passed = e.build.or_(linear, e.build.fcmp_ordered(">", e.multiply_add(above, scale, beta), low))
         d = e.build.select(passed, e.load(gradient, e.vector), none)
         following += [e.build.add(source, given["source_row"]), e.build.add(gradient, given["gradient_row"])]
         following += [e.build.fadd(total, d), e.multiply_add(d, above, product)]

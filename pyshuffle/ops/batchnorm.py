@@ -75,7 +75,7 @@ def _backward_sums(dy, source, parts):  # parts (BLOCKS, 2, C), float64: sum dy 
                 for p in range(begin, end):
                     for c in range(channels):
                         above = x[p, c] - constants[0, c]
-                        d = dy[p, c] if above * constants[1, c] + constants[2, c] > low else np.float32(0)
+                        d = dy[p, c] if low == -np.inf or above * constants[1, c] + constants[2, c] > low else np.float32(0)
                         total[c] += d
                         product[c] += d * above
             for v in range(-(-channels // LANES) if channels >= LANES else 0):
@@ -113,15 +113,15 @@ def backward(
 
 def gradient(dy: Array, y: Normalised, training: bool) -> tuple[Source, Array, Array]:
     """dy like y -> the gradient by what y normalises, to be computed where it is read; dgamma, dbeta (C,)."""
-    x = y.source()
+    x, dy = y.source(), rows(dy)
     parts = np.empty((BLOCKS, 2, y.shape[-1]))
-    _backward_sums(rows(dy), x, parts)
+    _backward_sums(dy, x, parts)
     dbeta, covariance = parts.sum(axis=0)
-    inverse = 1 / np.sqrt(y.var + EPS)  # float64 from here on: a handful of numbers a channel
+    inverse = 1 / np.sqrt(y.var.astype(np.float64) + EPS)  # float64 from here on: a handful of numbers a channel
     dgamma = covariance * inverse
     if training:
         x.constants[3:] = -y.gamma * inverse**2 * dgamma / len(x.x), -y.gamma * inverse * dbeta / len(x.x)
-    return x._replace(kind=GRADIENT, dz=rows(dy)), dgamma.astype(np.float32), dbeta.astype(np.float32)
+    return x._replace(kind=GRADIENT, dz=dy), dgamma.astype(np.float32), dbeta.astype(np.float32)
 
 
 def statistics(x: Array) -> tuple[Array, Array]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..types import Array
 from . import batchnorm, conv, depthwise
+from .check import check_gradient, require_float32
 from .moments import merged
 from .reading import Map, Normalised
 
@@ -20,7 +21,9 @@ def fused(convolution: ModuleType) -> tuple[Callable[..., Normalised], Callable[
     def forward(
         x: Map, w: Array, gamma: Array, beta: Array, used: tuple[Array, Array] | None, relu: bool, **settings: Any
     ) -> Normalised:
-        """x, w and settings as the convolution has them, gamma and beta (O,) -> z. used: mean and variance; None: the batch's."""
+        """x, w and settings as the convolution has them, gamma and beta (O,) -> z. used: mean and variance; None: the batch's.
+        Raises ShapeError."""
+        require_float32(gamma, beta, *(used or ()))
         y, moments = convolution.measured(x, w, **settings, wanted=used is None)
         mean, var = merged(*moments) if used is None else used
         batchnorm.check(y, gamma, beta, mean, var)
@@ -29,7 +32,9 @@ def fused(convolution: ModuleType) -> tuple[Callable[..., Normalised], Callable[
     def backward(
         dz: Array, x: Map, w: Array, gamma: Array, beta: Array, z: Normalised, used: object, **settings: Any
     ) -> tuple[Array | None, ...]:
-        """dz like z -> dx, dw, dgamma, dbeta."""
+        """dz like z, float32 -> dx like x (None if not needed), dw like w, dgamma, dbeta (O,). Raises ShapeError."""
+        check_gradient(dz, z.shape)
+        require_float32(dz)
         settings.pop("relu")  # z knows
         dy, dgamma, dbeta = batchnorm.gradient(dz, z, training=used is None)
         return *convolution.backpropagated(dy, x, w, **settings), dgamma, dbeta

@@ -134,7 +134,7 @@ def backpropagated(dy: Source, x: Map, w: Array, stride: int = 1) -> tuple[Array
     dx = np.empty((*x.shape[:3], max(channels, LANES)), np.float32)
     _backward(widened(dy), widened(source(x)), *shape[1:3], turned, starts, stride, parts, dx)
     vectors, lanes = np.divmod(np.arange(channels), LANES)
-    lanes += (vectors * LANES - starts[vectors]) * (channels >= LANES)  # the last vector was moved back
+    lanes += vectors * LANES - starts[vectors]  # the last vector was moved back
     dw = parts.sum(axis=0)[vectors, :, lanes].T.reshape(3, 3, channels)
     return np.ascontiguousarray(dx[..., :channels]), np.ascontiguousarray(dw)
 

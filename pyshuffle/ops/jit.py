@@ -57,7 +57,7 @@ def _compile(function: Callable[..., Any], parallel: bool) -> Callable[..., Any]
 def require_jit() -> None:
     """Raises PyShuffleError where kernels that stand on the engine's tiles cannot run."""
     if numba.config.DISABLE_JIT:  # type: ignore[attr-defined]
-        raise PyShuffleError("NUMBA_DISABLE_JIT is set: convolutions are nothing but compiled code; use the Reference backend")
+        raise PyShuffleError("NUMBA_DISABLE_JIT is set: these kernels are nothing but compiled code; use the Reference backend")
 
 
 def rows(x: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ from ..engine.intrinsics import maximum_slope_tile
 from ..engine.machine import FLOAT, machine
 from ..types import Array, Shaped
 from .check import check_gradient, check_map, out_size, require_float32
-from .jit import helper, kernel
+from .jit import helper, kernel, rows
 from .product import vector_starts
 from .reading import Map, block, source, widened
 from .windows import fold, windows
@@ -161,7 +161,7 @@ def max_backward(dy: Array, x: Map) -> tuple[Array]:
     check_gradient(dy, pooled_shape(x))
     require_float32(dy, x)
     channels, given = x.shape[3], widened(source(x))
-    dy = widened(source(np.ascontiguousarray(dy))).x.reshape(*dy.shape[:3], -1)
+    dy = np.pad(rows(dy), ((0, 0), (0, max(0, LANES - channels)))).reshape(*dy.shape[:3], -1)
     dx = np.empty((*x.shape[:3], dy.shape[3]), np.float32)
     _max_backward(dy, given, vector_starts(dy.shape[3]), dx)
     return (np.ascontiguousarray(dx[..., :channels]),)

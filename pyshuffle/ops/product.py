@@ -168,13 +168,13 @@ def multiply(x: Source, view: View, w: Array, groups: int, measured: bool = Fals
     y = np.empty((view.size, w.shape[2]), np.float32)
     moments = np.empty((len(view.blocks), 3, w.shape[2]) if measured else (0, 0, 0))
     _multiply(
-        x, direct(x, view), view.blocks, view.rows, view.size, p.columns, p.begins, p.table, p.places,
+        x, direct(x), view.blocks, view.rows, view.size, p.columns, p.begins, p.table, p.places,
         packed(w, p, groups), ZEROS, places(len(view.rows), w.shape[2]), y, moments,
     )  # fmt: skip
     return np.ascontiguousarray(y[:, :outputs]), moments[..., :outputs]
 
 
-def direct(x: Source, view: View) -> bool:
+def direct(x: Source) -> bool:
     """Whether the rows are what lies in memory: then a tile reads them there."""
     return x.kind == PLAIN and x.x.shape[1] == x.channels
 
@@ -295,7 +295,7 @@ def backward(dy: Source, x: Source, view: View, w: Array, groups: int, need_dx: 
     p, dy_columns = slope_panels(cut, wide_groups, wide_w.shape[1], wide_w.shape[2] // wide_groups)
     dx = np.empty((view.size, wide_w.shape[2]) if need_dx else (0, 0), np.float32)
     _backward(
-        dy, x, direct(x, view), view.blocks, view.rows, view.size, c.first, c.last, c.cells, c.targets, STORED, inputs, parts,
+        dy, x, direct(x), view.blocks, view.rows, view.size, c.first, c.last, c.cells, c.targets, STORED, inputs, parts,
         places(len(view.rows), c.vectors * LANES), dy_columns, p.begins, p.table, p.places,
         packed(wide_w, p, wide_groups), places(len(view.rows), wide_w.shape[2]), ZEROS, dx,
     )  # fmt: skip

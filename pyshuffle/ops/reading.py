@@ -1,10 +1,11 @@
 """Maps that are computed when they are read.
 
 Between a convolution and the next lie a batch normalisation and mostly a ReLU. Both are cheap and memory is slow, so in a network
-they never run over memory: what the convolution made is kept, and whoever reads it normalises the rows it needs in the cache,
+they seldom run over memory: what the convolution made is kept, and most of those who read it normalise the rows they need in the
+cache,
     z = max(low, scale (x - mean) + beta)
 On the way back, once the sums over all pixels are known, the gradient by x is computed likewise where it is read (batchnorm.py):
-    dx = scale dz [z > 0] + slope (x - mean) + offset
+    dx = scale dz [z > low] + slope (x - mean) + offset
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from ..engine.intrinsics import differentiate_tile, normalise_tile
 from ..engine.machine import FLOAT, machine
 from ..types import Array
 from .check import EPS
-from .jit import BLOCKS, helper, kernel, rows
+from .jit import BLOCKS, helper, kernel, require_jit, rows
 
 PLAIN, NORMALISED, GRADIENT = range(3)
 LANES, MOST, NOTHING = machine().lanes, max(machine().heights), np.empty((0, 0), np.float32)
@@ -52,6 +53,7 @@ class Normalised:
         return computed(self.source()).reshape(self.shape).astype(dtype or self.dtype, copy=False)
 
     def source(self) -> Source:
+        require_jit()
         constants = np.zeros((5, self.shape[-1]), np.float32)
         constants[:3] = self.mean, self.gamma / np.sqrt(self.var + np.float32(EPS)), self.beta
         return Source(NORMALISED, rows(self.x), 0, self.shape[-1], NOTHING, constants, np.float32(0 if self.relu else -np.inf))
@@ -64,9 +66,11 @@ def source(x: Map) -> Source:
     """What stands for an array, as kernels take it. A part of the channels of a contiguous array is not copied."""
     if isinstance(x, Normalised):
         return x.source()
+    require_jit()
     whole, first, base = x, 0, x.base
-    if isinstance(base, np.ndarray) and base.flags.c_contiguous and (base.shape[:-1], base.strides) == (x.shape[:-1], x.strides):
-        whole, first = base, (x.ctypes.data - base.ctypes.data) // x.itemsize
+    of_x = x.dtype, x.shape[:-1], x.strides
+    if isinstance(base, np.ndarray) and base.flags.c_contiguous and (base.dtype, base.shape[:-1], base.strides) == of_x:
+        whole, first = base, (x.ctypes.data - base.ctypes.data) // x.itemsize  # x is a part of its channels
     return Source(PLAIN, rows(whole), first, x.shape[-1], NOTHING, unchanged(x.shape[-1]), np.float32(-np.inf))
 
 
