@@ -162,8 +162,8 @@ def test_a_missing_parameter_is_named(backend):
 
 BAD_NETS = [  # what is asked for, what the message names, and the valid values it lists
     ({"arch": "v3"}, "no network 'v3'", "v1, v2, mobilenet_v1, mobilenet_v2"),
-    ({"arch": "mobilenet_v1", "width": 0.01}, "mobilenet_v1 has no width 0.01", "0.03125 or more is needed"),
-    ({"arch": "mobilenet_v2", "width": float("nan")}, "mobilenet_v2 has no width nan", "0.03125 or more is needed"),
+    ({"arch": "mobilenet_v1", "width": 0.01}, "mobilenet_v1 has no width 0.01", "0.03125 or more is needed, and finite"),
+    ({"arch": "mobilenet_v2", "width": float("nan")}, "mobilenet_v2 has no width nan", "0.03125 or more is needed, and finite"),
     ({"arch": "v1", "wiring": "paper"}, "v1 has no setting 'wiring'", "width, groups, classes, order, bias, shuffle"),
     ({"arch": "v2", "groups": 3}, "v2 has no setting 'groups'", "width, classes, wiring, order, extra_depthwise, bias, shuffle"),
     ({"arch": "v1", "groups": 5}, "v1 has no groups=5", "1, 2, 3, 4, 8"),
