@@ -32,6 +32,10 @@ from pyshuffle.ops import loss
 from pyshuffle.sgd_cuda import Trainer
 from pyshuffle.weights import Checkpoint
 
+SPEC = importlib.util.spec_from_file_location("bench", Path(__file__).parents[1] / "bench.py")
+BENCH = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(BENCH)
+
 NETS = {
     "v1": lambda: ShuffleNetV1(0.125, groups=3, classes=5),
     "v1, authors' order": lambda: ShuffleNetV1(0.125, groups=2, classes=5, order="authors", bias=False),
@@ -142,10 +146,7 @@ def test_train_on_the_device_saves_what_the_processor_would(net, tmp_path):
 
 @pytest.mark.parametrize("net", ["v2"], indirect=True)
 def test_bench_times_on_the_device(net, capsys):
-    spec = importlib.util.spec_from_file_location("bench", Path(__file__).parents[1] / "bench.py")
-    bench = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(bench)
-    assert bench.main("--device cuda --width 0.125 --size 32 --rounds 1".split()) == 0
+    assert BENCH.main("--device cuda --width 0.125 --size 32 --rounds 1".split()) == 0
     out = capsys.readouterr().out
     assert "batch 1, 32 x 32, cuda: median" in out
     assert "23 launches" in out
