@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pyshuffle import cli, device, engine, nets, sgd, tables
+from pyshuffle import cli, device, engine, nets, plots, sgd, tables
 from pyshuffle.backends.cost import count
 from pyshuffle.engine.profile import Row, peak, profile
 from pyshuffle.errors import PyShuffleError, ShapeError
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise PyShuffleError("--train, --sweep, --guideline and --table8 go one at a time")
     if min(args.batch, args.rounds) < 1:
         raise ShapeError(f"batch={args.batch}, rounds={args.rounds}: both must be at least 1")
-    figure = sheet() if args.plot else None
+    figure = plots.sheet() if args.plot else None
     results: dict[str, Any] = {"size": args.size, "batch": args.batch, "threads": args.threads}
     if args.guideline:
         results["guideline"] = guideline(args)
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         net = cli.net_from_options(args)
         results |= nets.describe(net) | one(net, args)
     if figure:
-        plot(results, figure)
+        plots.draw(results, figure)
         figure.savefig(args.plot)
     if args.json:
         args.json.write_text(json.dumps(results, indent=1))
@@ -344,54 +344,6 @@ def every_net() -> Iterator[tuple[str, nets.Net]]:
 def pictures(args: argparse.Namespace) -> Array:
     shape = (args.batch, args.size, args.size, 3)
     return np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
-
-
-def sheet() -> Any:
-    """What to draw on. Raises PyShuffleError without matplotlib."""
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError:
-        raise PyShuffleError("--plot needs matplotlib: pip install 'pyshuffle[plot]'") from None
-    return Figure(figsize=(9, 6), layout="constrained")
-
-
-def plot(results: dict[str, Any], figure: Any) -> None:
-    """Speed against multiply-adds, the rows of a guideline, or the time of each step."""
-    axes = figure.subplots()
-    if "sweep" in results or "table8" in results:
-        rows = results.get("sweep") or results["table8"]
-        families = list(dict.fromkeys(row["network"].split()[1] for row in rows))
-        for number, family in enumerate(families):
-            points = [
-                (row["macs"] / 1e6, row["images_per_s"], row["network"]) for row in rows if row["network"].split()[1] == family
-            ]
-            macs, speeds, labels = zip(*sorted(points), strict=True)
-            axes.plot(macs, speeds, "o-" if "table8" in results else "o", color=f"C{number}", label=family)
-            for point in zip(labels, macs, speeds, strict=True):
-                axes.annotate(" ".join(point[0].split()[2:]).replace("--", ""), point[1:], fontsize=7)
-        axes.set(xscale="log", yscale="log", xlabel="million multiply-adds", ylabel="images/s")
-        axes.legend()
-    elif "guideline" in results:
-        rows = results["guideline"]
-        names = list(dict.fromkeys(row["row"] for row in rows))
-        for number, (column, label) in enumerate((("images_per_s", "here"), ("gpu", "paper, GPU"), ("cpu", "paper, CPU"))):
-            fastest = [max(row[column] for row in rows if row["scale"] == given["scale"]) for given in rows]
-            places = [i // len(names) * (len(names) + 1) + i % len(names) + 0.25 * number for i in range(len(rows))]
-            axes.bar(places, [row[column] / most for row, most in zip(rows, fastest, strict=True)], width=0.25, label=label)
-        axes.set_xticks(places, [f"{row['row']} {row['scale']}" for row in rows], rotation=45, ha="right", fontsize=7)
-        axes.set(ylabel="speed, relative to the fastest at each scale")
-        axes.legend()
-    else:
-        rows = results["profile"]
-        kinds = list(dict.fromkeys(row["kind"] for row in rows))
-        colours = [f"C{kinds.index(row['kind'])}" for row in rows]
-        axes.barh([row["name"] for row in rows], [row["seconds"] * 1e6 for row in rows], color=colours)
-        for number, kind in enumerate(kinds):
-            axes.barh([rows[0]["name"]], [0], color=f"C{number}", label=kind)
-        axes.invert_yaxis()
-        axes.tick_params(axis="y", labelsize=6)
-        axes.set(xlabel="microseconds, one thread")
-        axes.legend()
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
