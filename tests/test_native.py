@@ -36,13 +36,13 @@ def test_a_place_that_cannot_be_written_is_one_warning(monkeypatch, tmp_path):
 
 
 def test_another_processor_has_other_code(monkeypatch):
-    here = native._key()
-    native._key.cache_clear()
+    here = native._file("engine")
+    native._file.cache_clear()
     monkeypatch.setenv("NUMBA_CPU_NAME", "some-other")
     try:
-        assert native._key() != here
+        assert native._file("engine") != here
     finally:
-        native._key.cache_clear()
+        native._file.cache_clear()
 
 
 def test_compiled_kernels_are_of_all_the_sources_that_they_stand_on():

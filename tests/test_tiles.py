@@ -1,7 +1,7 @@
 """The assembly of the tiles: their inner loops hold all sums in registers, on every processor, whichever one runs the tests."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import llvmlite.binding as llvm
@@ -9,6 +9,7 @@ import pytest
 from llvmlite import ir
 
 from pyshuffle.engine import machine, tiles, training_tiles
+from pyshuffle.engine.emitter import Tile
 from pyshuffle.engine.machine import Machine
 
 # The processors -----------------------------------------------------------------------------------------------------------------
@@ -35,7 +36,7 @@ TARGETS = {
 FRAMES = r"movq %rsp, %rbp$|(mov|add) x29, sp\b"  # the stack gets a second name
 
 
-def assembly(target: Target, kind: Callable[..., None], **shape: int) -> str:
+def assembly(target: Target, tile: Tile, **shape: int) -> str:
     """What LLVM makes of a tile: tabs as blanks, so that a pattern can name an instruction with its operands."""
     llvm.initialize_all_targets()
     llvm.initialize_all_asmprinters()
@@ -44,7 +45,7 @@ def assembly(target: Target, kind: Callable[..., None], **shape: int) -> str:
     except RuntimeError as error:
         pytest.skip(f"this llvmlite was built without {target.triple}: {error}")
     module = ir.Module()
-    kind(module, target.machine, **shape).linkage = "external"  # else nobody needs it and it is left out
+    tile.define(module, target.machine, **shape)
     compiler = processor.create_target_machine(cpu=target.cpu, features="", opt=3)
     parsed = llvm.parse_assembly(str(module))
     parsed.verify()
@@ -119,14 +120,14 @@ def test_a_slope_tile_lies_in_registers(target, stride):
 @pytest.mark.parametrize(("target", "vectors"), [named(name, v) for name in TARGETS for v in TARGETS[name].machine.heights])
 def test_what_is_computed_while_it_is_read_lies_in_registers(target, vectors):
     """One multiply-add for each vector that is normalised, three for each of a gradient."""
-    for kind, each in ((training_tiles.normalise, 1), (training_tiles.differentiate, 3)):
-        check_loops(assembly(target, kind, vectors=vectors), target.multiply, each * vectors, unrolled=True)
+    for tile, each in ((training_tiles.normalise, 1), (training_tiles.differentiate, 3)):
+        check_loops(assembly(target, tile, vectors=vectors), target.multiply, each * vectors, unrolled=True)
 
 
 @every_target
 def test_sums_for_a_batch_normalisation_lie_in_registers(target):
-    for kind, each in ((training_tiles.measure, 1), (training_tiles.covary, 2)):
-        check_loops(assembly(target, kind), target.multiply, each, unrolled=True)
+    for tile, each in ((training_tiles.measure, 1), (training_tiles.covary, 2)):
+        check_loops(assembly(target, tile), target.multiply, each, unrolled=True)
 
 
 @every_target

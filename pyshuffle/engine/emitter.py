@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import wraps
 
 from llvmlite import ir
 
@@ -124,26 +123,31 @@ class Emitter:
 Arguments = dict[str, ir.Value]
 
 
-def tile(arguments: str) -> Callable[[Callable[..., None]], Callable[..., ir.Function]]:
-    """A tile whose arguments have these names: `low`, `high` and `share` are floats, the others whole numbers or addresses."""
-    names = arguments.split()
+class Tile:
+    """An inner loop, emitted anew for each of its shapes. Of its arguments, `low`, `high` and `share` are floats, the others whole
+    numbers or addresses."""
 
-    def decorate(body: Callable[..., None]) -> Callable[..., ir.Function]:
-        @wraps(body)
-        def emit(module: ir.Module, machine: Machine, **shape: int) -> ir.Function:
-            """The tile as a function of the module. It is not inlined: a tile wants all registers for itself."""
-            name = "_".join((body.__name__, *map(str, shape.values())))
-            function = module.globals.get(name)
-            if function is None:
-                kinds = [F32 if argument in ("low", "high", "share") else I64 for argument in names]
-                function = ir.Function(module, ir.FunctionType(VOID, kinds), name)
-                function.linkage = "internal"
-                function.attributes.add("noinline")
-                e = Emitter(function, machine)
-                body(e, dict(zip(names, function.args, strict=True)), **shape)
-                e.build.ret_void()
-            return function
+    def __init__(self, body: Callable[..., None], arguments: str) -> None:
+        self.body, self.arguments, self.__doc__ = body, arguments.split(), body.__doc__
 
-        return emit
+    def name(self, **shape: int) -> str:
+        return "_".join(("pyshuffle", self.body.__name__, *map(str, shape.values())))
 
-    return decorate
+    def declare(self, module: ir.Module, **shape: int) -> ir.Function:
+        """The tile as a function that lies elsewhere."""
+        name = self.name(**shape)
+        kinds = [F32 if argument in ("low", "high", "share") else I64 for argument in self.arguments]
+        return module.globals.get(name) or ir.Function(module, ir.FunctionType(VOID, kinds), name)
+
+    def define(self, module: ir.Module, machine: Machine, **shape: int) -> ir.Function:
+        """The tile as a function of the module."""
+        function = self.declare(module, **shape)
+        e = Emitter(function, machine)
+        self.body(e, dict(zip(self.arguments, function.args, strict=True)), **shape)
+        e.build.ret_void()
+        return function
+
+
+def tile(arguments: str) -> Callable[[Callable[..., None]], Tile]:
+    """Makes a tile, whose arguments have these names, of a function that emits its instructions."""
+    return lambda body: Tile(body, arguments)

@@ -1,7 +1,7 @@
-"""The engine's one function as machine code: compiled by numba the first time, afterwards loaded without it.
+"""Machine code that is kept: the tiles, and the engine's one function. Compiled the first time, afterwards loaded without numba.
 
 numba keeps a cache of its own, but to read it numba has to be imported and to set itself up, which takes most of a second: more than
-all else that it takes to classify a photograph. So the code is kept as an object file, which llvmlite alone can load.
+all else that it takes to classify a photograph. So the code is kept as object files, which llvmlite alone can load.
 """
 
 from __future__ import annotations
@@ -23,56 +23,71 @@ from ..errors import PyShuffleError
 from .machine import cpu
 
 NAME = "pyshuffle_engine"
-SOURCES = (  # what it is made of
-    "emitter", "intrinsics", "jit", "kernels", "layout", "machine", "native", "plan", "program", "team", "threads", "tiles",
+SOURCES = (  # what the code is made of
+    "emitter", "intrinsics", "jit", "kernels", "layout", "library", "machine", "native", "plan", "program", "team", "threads",
+    "tiles", "training_tiles",
 )  # fmt: skip
 Function = Callable[[int, int], int]
 
-_kept: list[object] = []  # what the function lives in
+_kept: list[object] = []  # what the functions live in
 
 
 @functools.cache
 def load() -> Function:
     """`function(address of the shared numbers, worker or -1 for the leader)`; it runs without holding the interpreter."""
-    llvm.initialize_native_target()
-    llvm.initialize_native_asmprinter()
-    name, features = cpu()
-    target = llvm.Target.from_default_triple().create_target_machine(
-        cpu=name, features=features, opt=3, reloc="pic", codemodel="jitdefault"
-    )
-    code = _read(_key()) or _compile(target)
-    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), target)
-    engine.add_object_file(llvm.ObjectFileRef.from_data(code))
-    engine.finalize_object()
+    engine = loaded("engine", _compile)
     # As numba has it: addresses for a result and for an exception come before the arguments.
     kind = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
     native, unused = kind(engine.get_function_address(NAME)), (ctypes.c_void_p * 2)()
-    _kept.extend((engine, unused))
+    _kept.append(unused)
     return functools.partial(native, ctypes.addressof(unused), ctypes.addressof(unused) + 8)
 
 
-def _compile(target: llvm.TargetMachine) -> bytes:
-    """By numba to LLVM's language, from there to an object file, which is kept if there is a place."""
+def _compile() -> llvm.ModuleRef:
+    """By numba to LLVM's language; and the tiles."""
     if os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0"):
         raise PyShuffleError("NUMBA_DISABLE_JIT is set: the engine is nothing but compiled code; use the Reference backend")
+    from . import library
     from .kernels import entry, signature
 
     entry.compile(signature)
     module = llvm.parse_assembly(entry.inspect_llvm(entry.signatures[0]))
-    symbol = entry.overloads[entry.signatures[0]].fndesc.llvm_func_name
-    module.get_function(symbol).name = NAME
-    code: bytes = target.emit_object(module)
-    _write(_key(), code)
-    return code
+    module.get_function(entry.overloads[entry.signatures[0]].fndesc.llvm_func_name).name = NAME
+    module.link_in(library.module())
+    return module
 
 
 @functools.cache
-def _key() -> str:
-    """A name for this code: of its sources, of what compiles them, and of the processor."""
+def target() -> llvm.TargetMachine:
+    """What to compile for."""
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    name, features = cpu()
+    triple = llvm.Target.from_default_triple()
+    return triple.create_target_machine(cpu=name, features=features, opt=3, reloc="pic", codemodel="jitdefault")
+
+
+def loaded(name: str, compile: Callable[[], llvm.ModuleRef]) -> llvm.ExecutionEngine:
+    """The code of that name, ready to be called, for good: read, or else compiled, and kept if there is a place."""
+    file = _file(name)
+    code = _read(file)
+    if code is None:
+        code = target().emit_object(compile())
+        _write(file, code)
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), target())
+    engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+    engine.finalize_object()
+    _kept.append(engine)
+    return engine
+
+
+@functools.cache
+def _file(name: str) -> str:
+    """A name for this very code: of its sources, of what compiles them, and of the processor."""
     here = Path(__file__).parent
     parts = [(here / f"{source}.py").read_bytes() for source in SOURCES]
     parts += [repr((version("numba"), llvmlite.__version__, sys.version_info[:2], *cpu())).encode()]
-    return f"engine-{hashlib.sha256(b''.join(parts)).hexdigest()[:32]}.o"
+    return f"{name}-{hashlib.sha256(b''.join(parts)).hexdigest()[:32]}.o"
 
 
 def _folders() -> Iterator[Path]:

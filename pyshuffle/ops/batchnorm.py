@@ -84,8 +84,9 @@ def _backward_sums(dy, source, parts):  # parts (BLOCKS, 2, C), float64: sum dy 
                     (x.ctypes.data + start + begin * row, row, dy.ctypes.data + start + begin * row, row,
                      constants.ctypes.data + start, row, end - begin, total.ctypes.data + start, product.ctypes.data + start, low)
                 )  # fmt: skip
-            parts[part, 0] += total
-            parts[part, 1] += product
+            for c in range(channels):
+                parts[part, 0, c] += total[c]
+                parts[part, 1, c] += product[c]
 
 
 @kernel

@@ -20,7 +20,7 @@ from ..errors import PyShuffleError
 
 BLOCKS = 16  # parts of a sum over pixels, whatever the number of threads
 HERE = Path(__file__).parent
-TILES = ("emitter.py", "intrinsics.py", "machine.py", "tiles.py", "training_tiles.py")  # of the engine
+TILES = ("emitter.py", "intrinsics.py", "library.py", "machine.py", "tiles.py", "training_tiles.py")  # of the engine
 STOOD_ON = (*sorted(HERE.glob("*.py")), *(HERE.parent / "engine" / name for name in TILES))
 # numba looks at a kernel's own file alone to see whether what it has compiled is of this source; kernels call into others.
 SOURCES = hashlib.sha256(b"".join(path.read_bytes() for path in STOOD_ON)).hexdigest()

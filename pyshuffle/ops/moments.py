@@ -21,7 +21,8 @@ CHUNK = 128  # rows whose sums may be kept in float32, before they are added up 
 def measure(x, first, last, moments):
     """moments (3, C) become those of rows `first` to `last` of x (P, C)."""
     channels, row = x.shape[1], x.shape[1] * FLOAT
-    moments[0], moments[1:] = x[first], 0
+    for c in range(channels):
+        moments[0, c], moments[1, c], moments[2, c] = x[first, c], 0, 0
     total, square = np.empty(channels, np.float32), np.empty(channels, np.float32)
     for begin in range(first, last, CHUNK):
         end = min(begin + CHUNK, last)
@@ -36,8 +37,9 @@ def measure(x, first, last, moments):
             start = min(v * LANES, channels - LANES) * FLOAT
             data, near = x.ctypes.data + start, x.ctypes.data + start + first * row
             measure_tile((data + begin * row, row, end - begin, near, total.ctypes.data + start, square.ctypes.data + start))
-        moments[1] += total
-        moments[2] += square
+        for c in range(channels):
+            moments[1, c] += total[c]
+            moments[2, c] += square[c]
 
 
 @helper
