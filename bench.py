@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise PyShuffleError("--train, --sweep, --guideline and --table8 go one at a time")
     if min(args.batch, args.rounds) < 1:
         raise ShapeError(f"batch={args.batch}, rounds={args.rounds}: both must be at least 1")
-    figure = plots.sheet() if args.plot else None
+    figure = plots.sheet(args.plot) if args.plot else None
     results: dict[str, Any] = {"size": args.size, "batch": args.batch, "threads": args.threads}
     if args.guideline:
         results["guideline"] = guideline(args)
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         results |= nets.describe(net) | one(net, args)
     if figure:
         plots.draw(results, figure)
-        figure.savefig(args.plot)
+        plots.save(figure, args.plot)
     if args.json:
         args.json.write_text(json.dumps(results, indent=1))
     return 0

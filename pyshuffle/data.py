@@ -6,28 +6,34 @@ what lets a run that was killed go on as if nothing had happened.
 
 import hashlib
 import math
+import shutil
+import tempfile
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import IO, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
 from . import image
-from .errors import DataError
+from .errors import DataError, ImageError
 from .types import Array
 
 T = TypeVar("T")
 Batch = tuple[Array, npt.NDArray[np.int64]]  # images (N, size, size, 3), labels (N,)
+Decode: TypeAlias = Callable[[Path], Image.Image]
 
 ORDER, CROP = 1, 2  # what is drawn: each has numbers of its own
 MIN_AREA = 0.5  # of a random crop, as a part of the image: small networks underfit, so the augmentation is mild
 MAX_STRETCH = 4 / 3
+ROOM, SPARE = 4 << 30, 1 << 30  # bytes of decoded images that are kept, at most, and of the disk that are left free, at least
 
 
 @dataclass(frozen=True)
@@ -62,9 +68,14 @@ class ImageFolder:
         return hashlib.sha256(names.encode("utf-8", "surrogateescape")).hexdigest()
 
     def typical_side(self, sample: int = 99) -> int:
-        """The median short side, in pixels, of images spread over the folder."""
-        chosen = self.files[:: max(1, len(self) // sample)]
-        return int(np.median([min(image.decode(path).size) for path in chosen]))
+        """The median short side, in pixels, of images spread over the folder. Raises DataError where they cannot be decoded."""
+        sides = []
+        for path in self.files[:: max(1, len(self) // sample)]:
+            with suppress(ImageError):
+                sides.append(min(image.decode(path).size))
+        if not sides:
+            raise DataError(f"{self.files[0].parent.parent}: none of the images looked at can be decoded")
+        return int(np.median(sides))
 
     def hold_out(self, fraction: float) -> tuple["ImageFolder", "ImageFolder"]:
         """(to train on, to measure on): the last `fraction` of each class's files, at least one, is set aside. Raises DataError."""
@@ -84,8 +95,57 @@ class ImageFolder:
         return ImageFolder(self.classes, tuple(self.files[i] for i in indices), self.labels[indices])
 
 
+class Decoder:
+    """Decodes each image once: what comes of it is kept in a file that has no name, and so is gone with the process.
+
+    What cannot be decoded is kept in mind as well, in `faults`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder  # whose disk is used
+        self.faults: dict[Path, str] = {}
+        self._places: dict[Path, tuple[int, tuple[int, int]]] = {}  # where the pixels lie, and the image's size
+        self._file: IO[bytes] | None = None
+        self._end = 0
+
+    def __call__(self, path: Path) -> Image.Image:
+        """The RGB image. Raises ImageError."""
+        if path in self.faults:
+            raise ImageError(self.faults[path])
+        if path in self._places and self._file:
+            begin, size = self._places[path]
+            self._file.seek(begin)
+            return Image.frombytes("RGB", size, self._file.read(3 * size[0] * size[1]))
+        try:
+            picture = image.decode(path)
+        except ImageError as error:
+            self.faults[path] = str(error)
+            raise
+        with suppress(OSError):  # of a disk that is full or cannot be written: the next epoch decodes again
+            self._keep(path, picture)
+        return picture
+
+    def _keep(self, path: Path, picture: Image.Image) -> None:
+        pixels = picture.tobytes()
+        if self._end + len(pixels) > ROOM or shutil.disk_usage(self.folder).free < SPARE + len(pixels):
+            return
+        if self._file is None:
+            self._file = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115 - closed with the decoder
+            weakref.finalize(self, self._file.close)
+        self._file.seek(self._end)
+        self._file.write(pixels)
+        self._places[path] = self._end, picture.size
+        self._end += len(pixels)
+
+
 def training_batches(
-    folder: ImageFolder, preprocess: image.Preprocess, batch: int, seed: int, epoch: int, start: int = 0
+    folder: ImageFolder,
+    preprocess: image.Preprocess,
+    batch: int,
+    seed: int,
+    epoch: int,
+    start: int = 0,
+    decode: Decode = image.decode,
 ) -> Iterator[Batch]:
     """The shuffled, augmented batches of an epoch from number `start` on, each of `batch` images (what is left over is left out)."""
     order = np.random.default_rng((seed, ORDER, epoch)).permutation(len(folder))
@@ -93,17 +153,19 @@ def training_batches(
 
     def crop(index: int) -> Image.Image:
         rng = np.random.default_rng((seed, CROP, epoch, index))
-        return random_crop(image.decode(folder.files[index]), preprocess.crop, rng)
+        return random_crop(decode(folder.files[index]), preprocess.crop, rng)
 
     return ahead(partial(load, folder, preprocess, indices, crop) for indices in groups)
 
 
-def measuring_batches(folder: ImageFolder, preprocess: image.Preprocess, batch: int) -> Iterator[Batch]:
+def measuring_batches(
+    folder: ImageFolder, preprocess: image.Preprocess, batch: int, decode: Decode = image.decode
+) -> Iterator[Batch]:
     """All images in order, prepared as `classify` prepares them."""
     groups = [np.arange(i, min(i + batch, len(folder))) for i in range(0, len(folder), batch)]
 
     def crop(index: int) -> Image.Image:
-        return image.crop(image.decode(folder.files[index]), preprocess)
+        return image.crop(decode(folder.files[index]), preprocess)
 
     return ahead(partial(load, folder, preprocess, indices, crop) for indices in groups)
 
@@ -111,9 +173,18 @@ def measuring_batches(folder: ImageFolder, preprocess: image.Preprocess, batch: 
 def load(
     folder: ImageFolder, preprocess: image.Preprocess, indices: npt.NDArray[np.int64], crop: Callable[[int], Image.Image]
 ) -> Batch:
-    """The images at the given places, cropped by `crop` and normalised, and their labels."""
-    pixels = np.stack([np.asarray(crop(int(index))) for index in indices])
-    return image.normalise(pixels, preprocess), folder.labels[indices]
+    """The images at the given places, cropped by `crop` and normalised, and their labels; without those that cannot be decoded.
+    Raises DataError where none can."""
+    pixels, labels = [], []
+    for index in indices:
+        with suppress(ImageError):
+            pixels.append(np.asarray(crop(int(index))))
+            labels.append(folder.labels[index])
+    if not pixels:
+        raise DataError(
+            f"{folder.files[indices[0]]}: this image and the {len(indices) - 1} others of its batch cannot be decoded"
+        )
+    return image.normalise(np.stack(pixels), preprocess), np.array(labels)
 
 
 def random_crop(picture: Image.Image, size: int, rng: np.random.Generator) -> Image.Image:

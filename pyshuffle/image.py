@@ -106,8 +106,12 @@ def resize(picture: Image.Image, preprocess: Preprocess) -> Image.Image:
 def normalise(pixels: npt.NDArray[np.uint8], preprocess: Preprocess) -> Array:
     """RGB values 0..255 (..., 3) -> float32 (..., 3) as the network was trained on them."""
     channels = pixels[..., ::-1] if preprocess.bgr else pixels
-    scaled = channels.astype(np.float32) * np.float32(preprocess.scale)
-    return (scaled - np.asarray(preprocess.mean, np.float32)) / np.asarray(preprocess.std, np.float32)
+    scaled = np.arange(256, dtype=np.float32)[:, None] * np.float32(preprocess.scale)  # every value that there is
+    table = (scaled - np.asarray(preprocess.mean, np.float32)) / np.asarray(preprocess.std, np.float32)
+    normal = np.empty(channels.shape, np.float32)
+    for c in range(3):
+        normal[..., c] = table[:, c].take(channels[..., c])
+    return normal
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:

@@ -1,20 +1,31 @@
-"""What bench.py measures, as pictures: speed against multiply-adds, the rows of a guideline, the time of each step."""
+"""What bench.py measures and how training went, as pictures."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from .errors import PyShuffleError
+from .weights import write_atomically
 
 Rows = Sequence[dict[str, Any]]
 
 
-def sheet() -> Any:
-    """What to draw on. Raises PyShuffleError without matplotlib."""
+def sheet(path: Path) -> Any:
+    """What to draw on. Raises PyShuffleError without matplotlib, and for a kind of file that it does not write."""
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError:
         raise PyShuffleError("--plot needs matplotlib: pip install 'pyshuffle[plot]'") from None
-    return Figure(figsize=(9, 6), layout="constrained")
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    kinds = figure.canvas.get_supported_filetypes()
+    if path.suffix.removeprefix(".") not in kinds:
+        raise PyShuffleError(f"--plot {path}: its name must end in one of {', '.join(sorted(kinds))}")
+    return figure
+
+
+def save(figure: Any, path: Path) -> None:
+    """Write the picture, whole or not at all. Raises WeightsError."""
+    write_atomically(path, lambda file: figure.savefig(file, format=path.suffix.removeprefix(".")))
 
 
 def draw(results: dict[str, Any], figure: Any) -> None:
@@ -64,3 +75,13 @@ def steps(axes: Any, rows: Rows) -> None:
     axes.invert_yaxis()
     axes.tick_params(axis="y", labelsize=6)
     axes.set(xlabel="microseconds, one thread")
+
+
+def curves(rows: Rows, figure: Any) -> None:
+    """Loss and accuracy after each epoch, of the images trained on and of those held out."""
+    epochs = [row["epoch"] for row in rows]
+    for axes, what in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
+        axes.plot(epochs, [row[what] for row in rows], ".-", label="in training")
+        axes.plot(epochs, [row[f"held_out_{what}"] for row in rows], ".-", label="held out")
+        axes.set(xlabel="epoch", ylabel=what)
+        axes.legend()

@@ -17,14 +17,16 @@ import math
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from . import cli, device, nets, weights
-from .data import ImageFolder, measuring_batches, training_batches
+from . import cli, device, nets, plots, weights
+from .data import Batch, Decoder, ImageFolder, measuring_batches, training_batches
 from .errors import TrainingError
 from .image import Preprocess
 from .init import initialise
@@ -33,6 +35,7 @@ from .sgd import learning_rate
 from .types import Array
 
 COLUMNS = ("epoch", "step", "rate", "loss", "accuracy", "held_out_loss", "held_out_accuracy", "images_per_second", "seconds")
+STATISTICS = 8192  # images from which the last ones are computed
 STATE, WEIGHTS, LOG = "state.npz", "weights.npz", "log.csv"
 
 
@@ -98,15 +101,16 @@ class Progress:
 class Run:
     """A training run and the folder it lives in."""
 
-    def __init__(self, out: Path, settings: Settings, save_every: float) -> None:
+    def __init__(self, out: Path, settings: Settings, save_every: float, plot: Path | None = None) -> None:
         if not 0 <= save_every < math.inf:
             raise TrainingError(f"save_every={save_every} is not in [0, inf)")
-        self.out, self.settings, self.save_every = out, settings, save_every
+        self.out, self.settings, self.save_every, self.plot = out, settings, save_every, plot
         self.net = nets.build(**settings.net)
         folder = ImageFolder.scan(Path(settings.data))
         if folder.fingerprint() != settings.images:
             raise TrainingError(f"the images in {settings.data} are not those that the run in {out} was started with")
         self.train, self.held_out = folder.hold_out(settings.hold_out)
+        self.decode, self.told = Decoder(out), 0
         self.batch = min(settings.batch, len(self.train))
         self.steps_per_epoch = len(self.train) // self.batch
         self.steps = settings.epochs * self.steps_per_epoch
@@ -118,14 +122,14 @@ class Run:
         self.stopping = False
 
     @classmethod
-    def resume(cls, out: Path, given: dict[str, Any], save_every: float) -> "Run":
+    def resume(cls, out: Path, given: dict[str, Any], save_every: float, plot: Path | None = None) -> "Run":
         """The run whose state lies in `out`. `given` are settings named again, which must be those of the run."""
         settings, progress, arrays = read_state(out / STATE)
         known = {**settings.net, **dataclasses.asdict(settings)}
         for name, value in given.items():
             if name != "data" and known.get(name) != value:  # the images may have moved
                 raise TrainingError(f"{out} is a run with {name}={known.get(name)}: it cannot be resumed with {name}={value}")
-        run = cls(out, dataclasses.replace(settings, data=given.get("data", settings.data)), save_every)
+        run = cls(out, dataclasses.replace(settings, data=given.get("data", settings.data)), save_every, plot)
         run.progress = progress
         for kind in ("params", "velocity"):
             own = {name.removeprefix(f"{kind}/"): array for name, array in arrays.items() if name.startswith(f"{kind}/")}
@@ -148,30 +152,38 @@ class Run:
     def train_epoch(self, epoch: int, start: int) -> None:
         """The steps of an epoch, counted from 1, from number `start` on."""
         began = time.monotonic()
-        for images, labels in training_batches(
-            self.train, self.settings.preprocess, self.batch, self.settings.seed, epoch, start
-        ):
+        for images, labels in self.batches(epoch, start):
             value, right = self.trainer.step(images, labels, self.rate(self.progress.step))
             if not math.isfinite(value):
                 raise TrainingError(f"the loss is {value} in epoch {epoch} at step {self.progress.step + 1}: {self.last_good()}")
             now = time.monotonic()
             self.progress.add(value, right, len(labels), now - began)
             began = now
+            self.name_skipped()
             self.report(epoch)
             if self.stopping:
                 return
             if now - self.saved_at > self.save_every:
                 self.save()
 
+    def batches(self, epoch: int, start: int) -> Iterator[Batch]:
+        """Those of an epoch, counted from 1, from number `start` on."""
+        s = self.settings
+        return training_batches(self.train, s.preprocess, self.batch, s.seed, epoch, start, self.decode)
+
     def close_epoch(self, epoch: int) -> None:
-        """Measure what an epoch has come to, and make it known."""
-        held_out = self.trainer.measure(measuring_batches(self.held_out, self.settings.preprocess, self.batch))
+        """Measure what an epoch has come to, and make it known. After the last one, the statistics are those of the last weights."""
+        if epoch == self.settings.epochs:
+            self.trainer.recompute(islice(self.batches(epoch, 0), max(1, STATISTICS // self.batch)))
+        held_out = self.trainer.measure(measuring_batches(self.held_out, self.settings.preprocess, self.batch, self.decode))
+        self.name_skipped()
         self.progress.close_epoch(epoch, self.rate(self.progress.step - 1), held_out)
         self.publish()
         _, _, _, value, accuracy, held_loss, held_accuracy, speed, seconds = self.progress.rows[-1]
         say(
             f"epoch {epoch}/{self.settings.epochs}  loss {value:.3f}  accuracy {accuracy:.1%}  held-out loss {held_loss:.3f}  "
             f"held-out accuracy {held_accuracy:.1%}  {speed:.0f} images/s  {seconds:.0f} s"
+            + (f"  {self.told} images skipped" if self.told else "")
         )
 
     def rate(self, step: int) -> float:
@@ -198,6 +210,17 @@ class Run:
         text = io.StringIO(newline="")
         csv.writer(text).writerows([COLUMNS, *self.progress.rows])
         weights.write_atomically(self.out / LOG, lambda file: file.write(text.getvalue().encode()))
+        if self.plot and self.progress.rows:
+            figure = plots.sheet(self.plot)
+            plots.curves([dict(zip(COLUMNS, row, strict=True)) for row in self.progress.rows], figure)
+            plots.save(figure, self.plot)
+
+    def name_skipped(self) -> None:
+        """Each image that cannot be decoded, once."""
+        faults = list(self.decode.faults.values())
+        for fault in faults[self.told :]:
+            print(f"skipped {fault}", file=sys.stderr, flush=True)
+        self.told = len(faults)
 
     def report(self, epoch: int) -> None:
         """One line that overwrites itself on a terminal, and one every half minute elsewhere."""
@@ -248,19 +271,21 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="where the run is kept (default: run)")
     parser.add_argument("--resume", type=Path, metavar="RUN", help="go on with the run kept there")
     parser.add_argument("--save-every", type=float, default=120, metavar="SECONDS", help="between two states (default: 120)")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the curves after every epoch (extra: plot)")
     return parser.parse_args(argv)
 
 
 def prepare(args: argparse.Namespace) -> Run:
     """The run that the command line asks for, new or resumed. Raises TrainingError, DataError, ArchError or DeviceError."""
-    given = {
-        name: value for name, value in vars(args).items() if name not in ("labels", "start_from", "out", "resume", "save_every")
-    }
+    of_this_call = ("labels", "start_from", "out", "resume", "save_every", "plot")
+    given = {name: value for name, value in vars(args).items() if name not in of_this_call}
+    if args.plot:
+        plots.sheet(args.plot)  # it can be drawn, or nothing is begun
     device.require(given.get("device", OPTIONS["device"]))
     if args.resume:
         if args.labels or args.start_from or args.out:
             raise TrainingError("--resume goes on with a run as it is: without --labels, --start-from and --out")
-        return Run.resume(args.resume, given, args.save_every)
+        return Run.resume(args.resume, given, args.save_every, args.plot)
     if "data" not in given:
         raise TrainingError("a folder of class folders is needed: python -m pyshuffle.train DIR")
     out = args.out or Path("run")
@@ -274,7 +299,7 @@ def prepare(args: argparse.Namespace) -> Run:
     side = folder.typical_side()
     detail = side if side < options.get("size", OPTIONS["size"]) else 0
     settings = Settings(net=net, data=args.data, images=folder.fingerprint(), labels=labels, detail=detail, **options)
-    run = Run(out, settings, args.save_every)
+    run = Run(out, settings, args.save_every, args.plot)
     if args.start_from:
         checkpoint = weights.load(args.start_from)
         if checkpoint.net != run.net:

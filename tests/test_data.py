@@ -135,7 +135,62 @@ def test_random_crops_cover_half_to_all_of_the_image():
     assert 35 < mirrored < 65
 
 
-def test_a_damaged_image_is_named(root):
+def test_a_damaged_image_is_left_out(root):
+    """Of its batch; the others are what they would be."""
+    folder = ImageFolder.scan(root)
+    whole = [grey_of(images) for images, _ in data.training_batches(folder, PREPROCESS, 5, 0, 0)]
     (root / "cat" / "03.png").write_bytes(b"no image")
-    with pytest.raises(ImageError, match=r"03\.png"):
-        list(data.training_batches(ImageFolder.scan(root), PREPROCESS, 5, 0, 0))
+    batches = list(data.training_batches(folder, PREPROCESS, 5, 0, 0))
+    assert [grey_of(images) for images, _ in batches] == [[grey for grey in batch if grey != 40] for batch in whole]
+    assert [len(labels) for _, labels in batches] == [len(images) for images, _ in batches]
+
+
+def test_a_batch_of_damaged_images_is_an_error(root):
+    for path in (root / "cat").iterdir():
+        path.write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"00\.png: this image and the 4 others of its batch cannot be decoded"):
+        list(data.measuring_batches(ImageFolder.scan(root), PREPROCESS, 5))
+    for path in (root / "dog").iterdir():
+        path.write_bytes(b"no image")
+    with pytest.raises(DataError, match="none of the images looked at can be decoded"):
+        ImageFolder.scan(root).typical_side()
+
+
+def test_an_image_is_decoded_once(root, tmp_path, monkeypatch):
+    """Afterwards its file is not asked for; what is wrong with a file is remembered, too."""
+    folder, decode = ImageFolder.scan(root), data.Decoder(tmp_path)
+    folder.files[3].write_bytes(b"no image")
+    pictures = {path: image.decode(path) for path in folder.files if path != folder.files[3]}
+    for _ in range(2):
+        for path in folder.files:
+            if path in pictures:
+                assert decode(path) == pictures[path]
+            else:
+                with pytest.raises(ImageError, match=r"03\.png: no image of a kind that Pillow reads"):
+                    decode(path)
+            path.unlink(missing_ok=True)
+    assert list(decode.faults) == [folder.files[3]]
+
+
+@pytest.mark.parametrize("limit", ["ROOM", "SPARE"])
+def test_images_that_find_no_room_are_decoded_again(root, tmp_path, monkeypatch, limit):
+    monkeypatch.setattr(data, limit, 40 * 36 * 3 if limit == "ROOM" else 1 << 62)
+    folder, decode = ImageFolder.scan(root), data.Decoder(tmp_path)
+    for path in folder.files:
+        picture = decode(path)
+        path.unlink()
+        if limit == "ROOM" and path == folder.files[0]:
+            assert decode(path) == picture
+        else:
+            with pytest.raises(ImageError, match="No such file"):
+                decode(path)
+
+
+def test_no_file_is_left_behind_or_needed(root, tmp_path):
+    decode = data.Decoder(tmp_path / "none")  # a folder that cannot be written to
+    for path in ImageFolder.scan(root).files:
+        assert decode(path) == image.decode(path)
+    decode = data.Decoder(root)
+    before = set(root.iterdir())
+    decode(ImageFolder.scan(root).files[0])
+    assert set(root.iterdir()) == before

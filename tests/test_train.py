@@ -281,3 +281,54 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments, message, images, tmp_p
 def test_settings_are_checked():
     with pytest.raises(TrainingError, match=r"hold_out=1.0 is not in \[0, 1\)"):
         train.Settings(net={}, data="", images="", labels=(), detail=0, hold_out=1.0)
+
+
+def test_damaged_images_are_named_counted_and_left_out(images, tmp_path, capsys):
+    """One to train on, and one that is held out; a run that goes on leaves out the same."""
+    (images / "a" / "0.png").write_bytes(b"no image")
+    Image.new("L", (2, 2)).save(images / "b" / "9.png")
+    assert run(images, *SMALL, "--epochs", 2, "--out", tmp_path / "run") == 0
+    out, error = capsys.readouterr()
+    assert sorted(error.splitlines()) == [
+        f"skipped {images / 'a' / '0.png'}: no image of a kind that Pillow reads",
+        f"skipped {images / 'b' / '9.png'}: 2 x 2 pixels: at least 8 are needed each way",
+    ]
+    assert [line.endswith("2 images skipped") for line in out.splitlines() if "held-out loss" in line] == [True, True]
+
+
+def test_statistics_are_recomputed_as_the_mean_over_batches():
+    rng = np.random.default_rng(0)
+    net = ShuffleNetV2(0.33, classes=4)
+    trainer = sgd.Trainer(net, initialise(net))
+    batches = [(rng.standard_normal((4, 32, 32, 3)).astype(np.float32), np.arange(4)) for _ in range(3)]
+    trainer.recompute(batches)
+    each = []
+    for batch in batches:
+        alone = sgd.Trainer(net, initialise(net))
+        alone.recompute([batch])
+        each.append(alone.params)
+    for name, value in trainer.params.items():
+        np.testing.assert_allclose(value, np.mean([params[name] for params in each], axis=0), rtol=1e-4, atol=1e-6, err_msg=name)
+    assert trainer.params["conv1.1.running_var"].std() > 0
+
+
+def test_the_statistics_of_a_finished_run_are_those_of_its_weights(images, tmp_path, monkeypatch):
+    recomputed = []
+    monkeypatch.setattr(sgd.Trainer, "recompute", lambda trainer, batches: recomputed.append(len(list(batches))))
+    assert run(images, *SMALL, "--epochs", 2, "--out", tmp_path / "run") == 0
+    assert recomputed == [3]  # batches of 8 of the 24 images, after the last epoch
+
+
+@pytest.mark.parametrize("name", ["curves.png", "curves.svg"])
+def test_curves_can_be_drawn(images, tmp_path, name):
+    pytest.importorskip("matplotlib")
+    assert run(images, *SMALL, "--epochs", 2, "--out", tmp_path / "run", "--plot", tmp_path / name) == 0
+    content = (tmp_path / name).read_bytes()
+    assert content.startswith(b"\x89PNG" if name.endswith("png") else b"<?xml")
+
+
+def test_a_plot_that_cannot_be_drawn_begins_nothing(images, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    assert run(images, *SMALL, "--out", tmp_path / "run", "--plot", tmp_path / "curves.txt") == 2
+    assert "curves.txt: its name must end in one of" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

@@ -18,7 +18,8 @@ class Arrays(Ops[Array]):
     """A network over arrays.
 
     params: parameter name -> array, as `weights` has them. With `training`, batch normalisation uses the statistics of the batch
-    and moves the running ones in `params`, in place. A missing parameter raises WeightsError, one of the wrong shape ShapeError.
+    and moves the running ones in `params` towards them, in place, by `momentum` of the way. A missing parameter raises
+    WeightsError, one of the wrong shape ShapeError.
     """
 
     functions: Mapping[str, tuple[Callable[..., Any], Callable[..., Any]]]  # operation -> its forward and its backward
@@ -26,9 +27,10 @@ class Arrays(Ops[Array]):
     follow: Callable[..., None] = staticmethod(batchnorm.follow)
     zeros_like: Callable[..., Any] = staticmethod(np.zeros_like)
 
-    def __init__(self, params: Params, training: bool = False) -> None:
+    def __init__(self, params: Params, training: bool = False, momentum: float = BN_MOMENTUM) -> None:
         self.params = params
         self.training = training
+        self.momentum = momentum
 
     def run(self, op: str, inputs: tuple[Array, ...], names: tuple[str, ...] = (), **settings: Any) -> Any:
         """One operation on arrays and on the parameters of the given names. Everything below comes through here."""
@@ -63,7 +65,7 @@ class Arrays(Ops[Array]):
         z = self.run(op, (x,), names, used=None if self.training else running, **settings)
         if self.training:
             batchnorm.check(z, self.param(names[1]), self.param(names[2]), *running)
-            self.follow(running, (z.mean, z.var), BN_MOMENTUM, z.size // z.shape[-1])
+            self.follow(running, (z.mean, z.var), self.momentum, z.size // z.shape[-1])
         return z
 
     def batchnorm(self, x: Array, name: str, relu: bool = False) -> Array:
@@ -72,7 +74,7 @@ class Arrays(Ops[Array]):
         if self.training:
             batchnorm.check(x, self.param(f"{name}.weight"), self.param(f"{name}.bias"), *running)
             used = self.statistics(x)
-            self.follow(running, used, BN_MOMENTUM, x.size // x.shape[-1])
+            self.follow(running, used, self.momentum, x.size // x.shape[-1])
         settings = {"mean": used[0], "var": used[1], "training": self.training, "relu": relu}
         return self.run("batchnorm", (x,), (f"{name}.weight", f"{name}.bias"), **settings)
 
