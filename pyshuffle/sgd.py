@@ -1,6 +1,5 @@
-"""A step of training: forward, backward, and stochastic gradient descent with momentum, as both papers train.
+"""A step of training: forward, backward, and stochastic gradient descent (ops/sgd.py).
 
-    g = dloss/dw + decay w        v = momentum v + g        w = w - rate v
 The decay is for weights of more than one axis: filters, and the classifier's matrix.
 """
 
@@ -14,7 +13,7 @@ from .backends.numba import Numba
 from .backends.tape import Tape
 from .data import Batch
 from .nets import Net
-from .ops import loss
+from .ops import loss, sgd
 from .ops.loss import Labels
 from .types import Array, Params
 
@@ -26,6 +25,7 @@ class Trainer:
 
     arrays: type[Arrays] = Numba  # what the network is run as
     losses: tuple[Callable[..., Any], Callable[..., Any]] = loss.forward, loss.backward
+    descend: Callable[..., None] = staticmethod(sgd.descend)
 
     def __init__(self, net: Net, params: Params, decay: float = DECAY, smoothing: float = SMOOTHING) -> None:
         self.net, self.params, self.decay, self.smoothing = net, params, decay, smoothing
@@ -39,10 +39,9 @@ class Trainer:
         gradients, _ = tape.backward(logits, dlogits)
         for name, gradient in gradients.items():
             weight = self.params[name]
-            velocity = self.velocity.setdefault(name, np.zeros_like(weight))
-            velocity *= np.float32(MOMENTUM)
-            velocity += gradient + np.float32(self.decay) * weight if weight.ndim > 1 else gradient
-            weight -= np.float32(rate) * velocity
+            if name not in self.velocity:
+                self.velocity[name] = np.zeros_like(weight)
+            self.descend(weight, self.velocity[name], gradient, rate, MOMENTUM, self.decay if weight.ndim > 1 else 0)
         return value, int((logits.argmax(axis=1) == labels).sum())
 
     def recompute(self, batches: Iterable[Batch]) -> None:

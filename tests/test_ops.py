@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pyshuffle.errors import ShapeError
 from pyshuffle.gradcheck import gradcheck
-from pyshuffle.ops import batchnorm, loss
+from pyshuffle.ops import batchnorm, loss, sgd
 
 # The equations, as the files of ops/ print them, in plain loops ----------------------------------------------------------------
 
@@ -521,3 +521,29 @@ def test_a_wrong_loss_is_refused(forward, backward, shape, labels, smoothing, me
     for function in (forward, backward):
         with pytest.raises(ShapeError, match=message):
             function(np.zeros(shape, np.float32), np.array(labels), smoothing)
+
+
+@pytest.mark.parametrize("shape", [(1,), (7,), (3, 3, 5), (1, 1, 24, 58)])
+@pytest.mark.parametrize("decay", [0, 0.25])
+def test_a_step_down_the_gradient(shape, decay):
+    """By the kernel as by the reference, and by that as the equations say; a second step has the velocity of the first."""
+    rng = np.random.default_rng(0)
+    w, *gradients = rng.standard_normal((3, *shape))
+    moved, exact, v = (w.astype(np.float32), np.zeros(shape, np.float32)), (w.copy(), np.zeros(shape)), np.zeros(shape)
+    for g in gradients:
+        sgd.descend(*moved, g.astype(np.float32), 0.5, 0.75, decay)
+        sgd.descend_reference(*exact, g, 0.5, 0.75, decay)
+        v = 0.75 * v + (g + decay * w)
+        w = w - 0.5 * v
+        np.testing.assert_allclose(exact, (w, v), rtol=1e-12)
+        np.testing.assert_allclose(moved, (w, v), rtol=1e-5, atol=1e-6)
+
+
+def test_what_cannot_be_moved_in_place():
+    w, turned = np.ones((3, 2), np.float32), np.ones((2, 3), np.float32).T
+    with pytest.raises(ShapeError, match="must be contiguous"):
+        sgd.descend(turned, w, w, 0.1, 0.9, 0)
+    with pytest.raises(ShapeError, match="must be the same"):
+        sgd.descend(w, w, turned.T, 0.1, 0.9, 0)
+    with pytest.raises(ShapeError, match="float64"):
+        sgd.descend(w, w, w.astype(np.float64), 0.1, 0.9, 0)

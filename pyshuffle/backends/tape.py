@@ -25,7 +25,7 @@ class Tape(Arrays):
     """`tape = Tape(Numba(params, training=True)); y = net(tape, x); gradients, _ = tape.backward(y, dy)`."""
 
     def __init__(self, ops: Arrays) -> None:
-        super().__init__(ops.params, ops.training)
+        super().__init__(ops.params, ops.training, ops.momentum)
         self.functions, self.statistics, self.follow, self.zeros_like = ops.functions, ops.statistics, ops.follow, ops.zeros_like
         self.records: list[Record] = []
 

@@ -61,8 +61,9 @@ def statistics_reference(x: Array) -> tuple[Array, Array]:
 
 
 @kernel
-def _backward_sums(dy, source, parts):  # parts (BLOCKS, 2, C), float64: sum dy and sum dy (x - mean)
-    x, constants, low = source.x, source.constants, source.low
+def _gradient(source, parts, var, gamma, count, dgamma, dbeta):
+    # parts (BLOCKS, 2, C), float64: of sum dz and sum dz (x - mean); count: of values that mean and var are of, or 0
+    x, dz, constants, low = source.x, source.dz, source.constants, source.low
     channels, row = x.shape[1], x.shape[1] * FLOAT
     for part in prange(len(parts)):
         total, product = np.empty(channels, np.float32), np.empty(channels, np.float32)
@@ -75,18 +76,28 @@ def _backward_sums(dy, source, parts):  # parts (BLOCKS, 2, C), float64: sum dy 
                 for p in range(begin, end):
                     for c in range(channels):
                         above = x[p, c] - constants[0, c]
-                        d = dy[p, c] if low == -np.inf or above * constants[1, c] + constants[2, c] > low else np.float32(0)
+                        d = dz[p, c] if low == -np.inf or above * constants[1, c] + constants[2, c] > low else np.float32(0)
                         total[c] += d
                         product[c] += d * above
             for v in range(-(-channels // LANES) if channels >= LANES else 0):
                 start = min(v * LANES, channels - LANES) * FLOAT
                 covary_tile(
-                    (x.ctypes.data + start + begin * row, row, dy.ctypes.data + start + begin * row, row,
+                    (x.ctypes.data + start + begin * row, row, dz.ctypes.data + start + begin * row, row,
                      constants.ctypes.data + start, row, end - begin, total.ctypes.data + start, product.ctypes.data + start, low)
                 )  # fmt: skip
             for c in range(channels):
                 parts[part, 0, c] += total[c]
                 parts[part, 1, c] += product[c]
+    for c in range(channels):
+        slope, offset = 0.0, 0.0
+        for part in range(len(parts)):
+            offset += parts[part, 0, c]
+            slope += parts[part, 1, c]
+        inverse = 1 / np.sqrt(np.float64(var[c]) + EPS)
+        dbeta[c], dgamma[c] = offset, slope * inverse
+        if count:
+            constants[3, c] = -gamma[c] * inverse**3 * slope / count
+            constants[4, c] = -gamma[c] * inverse * offset / count
 
 
 @kernel
@@ -114,15 +125,10 @@ def backward(
 
 def gradient(dy: Array, y: Normalised, training: bool) -> tuple[Source, Array, Array]:
     """dy like y -> the gradient by what y normalises, to be computed where it is read; dgamma, dbeta (C,)."""
-    x, dy = y.source(), rows(dy)
-    parts = np.empty((BLOCKS, 2, y.shape[-1]))
-    _backward_sums(dy, x, parts)
-    dbeta, covariance = parts.sum(axis=0)
-    inverse = 1 / np.sqrt(y.var.astype(np.float64) + EPS)  # float64 from here on: a handful of numbers a channel
-    dgamma = covariance * inverse
-    if training:
-        x.constants[3:] = -y.gamma * inverse**2 * dgamma / len(x.x), -y.gamma * inverse * dbeta / len(x.x)
-    return x._replace(kind=GRADIENT, dz=dy), dgamma.astype(np.float32), dbeta.astype(np.float32)
+    dx = y.source._replace(kind=GRADIENT, dz=rows(dy), constants=y.source.constants.copy())
+    dgamma, dbeta = np.empty((2, y.shape[-1]), np.float32)
+    _gradient(dx, np.empty((BLOCKS, 2, y.shape[-1])), y.var, y.gamma, len(dx.x) if training else 0, dgamma, dbeta)
+    return dx, dgamma, dbeta
 
 
 def statistics(x: Array) -> tuple[Array, Array]:

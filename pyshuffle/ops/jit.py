@@ -34,7 +34,7 @@ def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def helper(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile a serial function that kernels call."""
+    """Compile a serial function, mostly for kernels to call."""
     return _compile(function, parallel=False)
 
 

@@ -106,10 +106,10 @@ def vector_starts(channels: int) -> npt.NDArray[np.int64]:
     return np.minimum(np.arange(0, channels, LANES), channels - LANES)
 
 
-@kernel
+@helper
 def _pack(w, table, starts, groups, weights):  # w (taps, C/G, O)
     taps, inputs, outputs = w.shape
-    for panel in prange(len(table)):
+    for panel in range(len(table)):
         vectors, vector, channels, source, at = table[panel]
         first = source // FLOAT  # channel of x
         for k in range(taps * channels):
@@ -280,6 +280,15 @@ def _backward(
                 )  # fmt: skip
 
 
+@kernel
+def _add_up(parts, cut, vector, lane, dw):
+    # parts as `_backward` has them, and the place of each channel; dw (taps C/G, O), of zeros
+    for k in prange(len(dw)):
+        for part in range(len(parts)):
+            for o in range(dw.shape[1]):
+                dw[k, o] += parts[part, cut[o], k, vector[o], lane[o]]
+
+
 def backward(dy: Source, x: Source, view: View, w: Array, groups: int, need_dx: bool) -> tuple[Array | None, Array]:
     """The rows of dy times w transposed -> dx (P, G taps C/G), if needed, and dw (taps, C/G, O). Raises PyShuffleError without
     compiled code."""
@@ -299,9 +308,9 @@ def backward(dy: Source, x: Source, view: View, w: Array, groups: int, need_dx: 
         places(len(view.rows), c.vectors * LANES), dy_columns, p.begins, p.table, p.places,
         packed(wide_w, p, wide_groups), places(len(view.rows), wide_w.shape[2]), ZEROS, dx,
     )  # fmt: skip
-    own, vector, lane = c.place
-    dw = parts[:, :, : taps * inputs].sum(axis=0)[own, :, vector, lane]  # (O, taps C/G)
-    return np.ascontiguousarray(dx[:, :columns]) if need_dx else None, np.ascontiguousarray(dw.T).reshape(w.shape)
+    dw = np.zeros((taps * inputs, w.shape[2]), np.float32)
+    _add_up(parts, *c.place, dw)
+    return np.ascontiguousarray(dx[:, :columns]) if need_dx else None, dw.reshape(w.shape)
 
 
 @lru_cache(maxsize=4096)

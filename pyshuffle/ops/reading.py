@@ -43,20 +43,19 @@ class Normalised:
     """max(low, scale (x - mean) + beta), with scale = gamma / sqrt(var + eps), in the place of an array; np.asarray computes it."""
 
     def __init__(self, x: Array, mean: Array, var: Array, gamma: Array, beta: Array, relu: bool) -> None:
-        self.x, self.mean, self.var, self.gamma, self.beta, self.relu = x, mean, var, gamma, beta, relu
+        require_jit()
+        self.x, self.mean, self.var, self.gamma = x, mean, var, gamma
         self.shape, self.ndim, self.size, self.dtype = x.shape, x.ndim, x.size, x.dtype
+        constants = np.zeros((5, x.shape[-1]), np.float32)
+        constants[:3] = mean, gamma / np.sqrt(var + np.float32(EPS)), beta
+        low = np.float32(0 if relu else -np.inf)
+        self.source = Source(NORMALISED, rows(x), 0, x.shape[-1], NOTHING, constants, low)
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
-        return computed(self.source()).reshape(self.shape).astype(dtype or self.dtype, copy=False)
-
-    def source(self) -> Source:
-        require_jit()
-        constants = np.zeros((5, self.shape[-1]), np.float32)
-        constants[:3] = self.mean, self.gamma / np.sqrt(self.var + np.float32(EPS)), self.beta
-        return Source(NORMALISED, rows(self.x), 0, self.shape[-1], NOTHING, constants, np.float32(0 if self.relu else -np.inf))
+        return computed(self.source).reshape(self.shape).astype(dtype or self.dtype, copy=False)
 
 
 Map: TypeAlias = Array | Normalised  # what operations take from one another
@@ -65,7 +64,7 @@ Map: TypeAlias = Array | Normalised  # what operations take from one another
 def source(x: Map) -> Source:
     """What stands for an array, as kernels take it. A part of the channels of a contiguous array is not copied."""
     if isinstance(x, Normalised):
-        return x.source()
+        return x.source
     require_jit()
     whole, first, base = x, 0, x.base
     of_x = x.dtype, x.shape[:-1], x.strides

@@ -33,8 +33,10 @@ def fold(d: Array, shape: tuple[int, ...], stride: int) -> Array:
 def pad(x, padded):
     """padded (H + 2, W + 2, C) becomes x (H, W, C) with a border of zeros."""
     height, width, channels = x.shape
-    padded[:] = 0
+    padded[0], padded[height + 1] = 0, 0
     for h in range(height):
-        row, inner = x[h].reshape(-1), padded[h + 1].reshape(-1)[channels:]
+        row, inner = x[h].reshape(-1), padded[h + 1].reshape(-1)
+        inner[:channels] = 0
         for k in range(width * channels):
-            inner[k] = row[k]
+            inner[channels + k] = row[k]
+        inner[(width + 1) * channels :] = 0
