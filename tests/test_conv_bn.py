@@ -7,7 +7,7 @@ from conftest import assert_close
 
 from pyshuffle import Numba, Reference
 from pyshuffle.errors import ShapeError
-from pyshuffle.ops import batchnorm, pool, reading, shuffle
+from pyshuffle.ops import add, batchnorm, pool, reading, shuffle
 from pyshuffle.ops.moments import merged
 from pyshuffle.ops.reading import Normalised
 
@@ -167,6 +167,21 @@ def test_concatenation_and_shuffle_in_one_pass(a, b, groups):
     dy = layer.normal(y.shape)
     back = np.concatenate(shuffle.concat_shuffle_backward(dy, left, right, groups), axis=-1)
     np.testing.assert_array_equal(shuffle.shuffle_reference(back, groups), dy)
+
+
+@pytest.mark.parametrize("channels", [3, 24, 92])
+def test_a_sum_and_its_relu_in_one_pass(channels):
+    """Of an array and of one that is still to be computed; what is not a number is not hidden."""
+    layer = Layer(CONV, (2, 7, 6, channels), (1, 1, channels, channels), {"stride": 1, "groups": 1})
+    left, right = layer.x, layer.fused(layer.x)
+    total = left + np.asarray(right)
+    np.testing.assert_array_equal(add.forward(left, right), total)
+    np.testing.assert_array_equal(add.relu_forward(right, left), np.maximum(total, 0))
+    dy = layer.normal(total.shape)
+    for back in add.relu_backward(dy, left, right):
+        np.testing.assert_array_equal(back, dy * (total > 0))
+    left[0, 0, 0, 0] = np.nan
+    assert np.isnan(add.relu_forward(left, right)[0, 0, 0, 0])
 
 
 def test_moments_do_not_cancel():

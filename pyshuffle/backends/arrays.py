@@ -104,6 +104,9 @@ class Arrays(Ops[Array]):
     def add(self, a: Array, b: Array) -> Array:
         return self.run("add", (a, b))
 
+    def add_relu(self, a: Array, b: Array) -> Array:
+        return self.run("add_relu", (a, b)) if "add_relu" in self.functions else super().add_relu(a, b)
+
     def mean(self, x: Array) -> Array:
         return self.run("mean", (x,))
 

@@ -21,6 +21,7 @@ class Numba(Arrays):
         "shuffle": (shuffle.shuffle, shuffle.shuffle_backward),
         "concat_shuffle": (shuffle.concat_shuffle, shuffle.concat_shuffle_backward),
         "add": (add.forward, add.backward),
+        "add_relu": (add.relu_forward, add.relu_backward),
         "mean": (pool.mean, pool.mean_backward),
         "linear": (linear.forward, linear.backward),
     }

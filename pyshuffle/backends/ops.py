@@ -76,3 +76,7 @@ class Ops(Protocol[T]):
     def concat_shuffle(self, a: T, b: T, groups: int) -> T:
         """Concatenation and shuffle."""
         return self.shuffle(self.concat(a, b), groups)
+
+    def add_relu(self, a: T, b: T) -> T:
+        """The residual connection and the ReLU behind it."""
+        return self.relu(self.add(a, b))

@@ -72,20 +72,21 @@ class ShuffleNetV1(Net):
     def unit_stride1(self, ops: Ops[T], x: T, name: str, channels: int) -> T:
         """Figure 2 (b)."""
         main = self.branch2(ops, x, name, channels // 4, channels, 1, self.groups)
-        return ops.relu(ops.add(x, main))
+        return ops.add_relu(x, main)
 
     def unit_stride2(self, ops: Ops[T], x: T, name: str, channels: int, out: int, first_groups: int) -> T:
         """Figure 2 (c). The pooled branch is not negative, so a ReLU before the concat does for one after it."""
         main = self.branch2(ops, x, name, out // 4, out - channels, 2, first_groups)
-        return ops.concat(ops.avgpool(x), ops.relu(main))
+        return ops.concat(ops.avgpool(x), main)
 
     def branch2(self, ops: Ops[T], x: T, name: str, middle: int, out: int, stride: int, first_groups: int) -> T:
-        """Grouped 1x1, shuffle, depthwise 3x3 without ReLU, grouped 1x1: the right-hand side of figure 2 (b) and (c)."""
+        """Grouped 1x1, shuffle, depthwise 3x3 without ReLU, grouped 1x1: the right-hand side of figure 2 (b), and of (c) with the
+        ReLU."""
         x = ops.conv_bn(x, f"{name}.branch2.0", f"{name}.branch2.1", middle, groups=first_groups)
         if self.shuffle:
             x = ops.shuffle(x, self.groups if self.order == "paper" else middle // self.groups)
         x = ops.depthwise_bn(x, f"{name}.branch2.3", f"{name}.branch2.4", stride=stride)
-        return ops.conv_bn(x, f"{name}.branch2.5", f"{name}.branch2.6", out, groups=self.groups, relu=False)
+        return ops.conv_bn(x, f"{name}.branch2.5", f"{name}.branch2.6", out, groups=self.groups, relu=stride == 2)
 
     @property
     def published(self) -> Published:

@@ -1,6 +1,6 @@
-"""Sum of two maps: the residual connection.
-    y = a + b                                                            (V1, figure 2 (b))
-    da = db = dy
+"""Sum of two maps: the residual connection. The ReLU that follows it in V1 may be part of it.
+    y = a + b        or max(a + b, 0)                                    (V1, figure 2 (b))
+    da = db = dy     or dy [a + b > 0]
 a, b of one shape -> y of that shape. Both parts of a sum have the slope 1, so dy goes to each.
 
 Cost: no multiply-add, but three values are read or written for each of y (V2, G4).
@@ -12,6 +12,7 @@ from numba import prange
 from ..types import Array
 from .check import check_gradient, check_same, require_float32
 from .jit import kernel, rows
+from .reading import ROWS, Map, block, source
 
 
 def forward_reference(a: Array, b: Array) -> Array:
@@ -25,19 +26,53 @@ def backward_reference(dy: Array, a: Array, b: Array) -> tuple[Array, Array]:
 
 
 @kernel
-def _forward(a, b, y):  # (P, C)
-    for p in prange(len(a)):
-        for c in range(a.shape[1]):
-            y[p, c] = a[p, c] + b[p, c]
+def _forward(a, b, low, y):  # (P, C); low: 0 for a ReLU, else -inf
+    channels = y.shape[1]
+    for part in prange(-(-len(y) // ROWS)):
+        first, last = part * ROWS, min((part + 1) * ROWS, len(y))
+        lefts = block(a, first, np.empty((last - first, channels), np.float32))
+        rights = block(b, first, np.empty((last - first, channels), np.float32))
+        for r in range(last - first):
+            left, right, out = lefts[r], rights[r], y[first + r]
+            for c in range(channels):
+                total = left[c] + right[c]
+                out[c] = low if total < low else total  # NaN stays NaN
 
 
-def forward(a: Array, b: Array) -> Array:
+@kernel
+def _backward(dy, a, b, d):  # of the sum with a ReLU
+    channels = d.shape[1]
+    for part in prange(-(-len(d) // ROWS)):
+        first, last = part * ROWS, min((part + 1) * ROWS, len(d))
+        lefts = block(a, first, np.empty((last - first, channels), np.float32))
+        rights = block(b, first, np.empty((last - first, channels), np.float32))
+        for r in range(last - first):
+            left, right, given, out = lefts[r], rights[r], dy[first + r], d[first + r]
+            for c in range(channels):
+                out[c] = given[c] if left[c] + right[c] > 0 else np.float32(0)
+
+
+def forward(a: Map, b: Map, relu: bool = False) -> Array:
     """a, b of one shape, float32 -> y of that shape. Raises ShapeError."""
     check_same(a, b)
     require_float32(a, b)
     y = np.empty(a.shape, np.float32)
-    _forward(rows(a), rows(b), rows(y))
+    _forward(source(a), source(b), np.float32(0 if relu else -np.inf), rows(y))
     return y
 
 
 backward = backward_reference  # there is nothing to compute
+
+
+def relu_forward(a: Map, b: Map) -> Array:
+    """max(a + b, 0), as `forward` has it."""
+    return forward(a, b, relu=True)
+
+
+def relu_backward(dy: Array, a: Map, b: Map) -> tuple[Array, Array]:
+    """dy like y, float32 -> da, db. Raises ShapeError."""
+    check_gradient(dy, a.shape)
+    require_float32(dy)
+    d = np.empty(a.shape, np.float32)
+    _backward(rows(dy), source(a), source(b), rows(d))
+    return d, d

@@ -24,6 +24,7 @@ from .check import EPS
 from .jit import BLOCKS, helper, kernel, require_jit, rows
 
 PLAIN, NORMALISED, GRADIENT = range(3)
+ROWS = 64  # of a part of a map: they stay in the nearest cache
 LANES, MOST, NOTHING = machine().lanes, max(machine().heights), np.empty((0, 0), np.float32)
 
 

@@ -19,9 +19,7 @@ from ..errors import ShapeError
 from ..types import Array, Shaped
 from .check import check_gradient, require_float32
 from .jit import kernel, rows
-from .reading import Map, read, source, whole
-
-ROWS = 64  # of a part: they stay in the nearest cache
+from .reading import ROWS, Map, read, source, whole
 
 
 def shuffle_reference(x: Array, groups: int) -> Array:
