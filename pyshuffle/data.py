@@ -8,7 +8,7 @@ import hashlib
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -129,7 +129,7 @@ def random_crop(picture: Image.Image, size: int, rng: np.random.Generator) -> Im
 def ahead(jobs: Iterable[Callable[[], T]]) -> Iterator[T]:
     """The results of the jobs, in order, the next two made by a thread while the caller works."""
     with ThreadPoolExecutor(max_workers=1) as pool:
-        pending: deque = deque()
+        pending: deque[Future[T]] = deque()
         try:
             for job in jobs:
                 pending.append(pool.submit(job))

@@ -56,7 +56,7 @@ def _compile(function: Callable[..., Any], parallel: bool) -> Callable[..., Any]
 
 def require_jit() -> None:
     """Raises PyShuffleError where kernels that stand on the engine's tiles cannot run."""
-    if numba.config.DISABLE_JIT:  # type: ignore[attr-defined]
+    if numba.config.DISABLE_JIT:
         raise PyShuffleError("NUMBA_DISABLE_JIT is set: these kernels are nothing but compiled code; use the Reference backend")
 
 
