@@ -6,6 +6,7 @@ what lets a run that was killed go on as if nothing had happened.
 
 import hashlib
 import math
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -51,7 +52,8 @@ class ImageFolder:
             if not found:
                 raise DataError(f"{folder}: holds no images ({', '.join(sorted(image.SUFFIXES))})")
         labels = np.repeat(np.arange(len(folders)), [len(found) for found in files])
-        return cls(tuple(folder.name for folder in folders), tuple(path for found in files for path in found), labels)
+        classes = tuple(os.fsencode(folder.name).decode("utf-8", "surrogateescape") for folder in folders)  # in any locale
+        return cls(classes, tuple(path for found in files for path in found), labels)
 
     def __len__(self) -> int:
         return len(self.files)
