@@ -36,7 +36,7 @@ def test_the_source_holds_all_that_builds_and_tests_it(distributions):
     with tarfile.open(distributions.sdist) as archive:
         held = {name.partition("/")[2] for name in archive.getnames()}
     assert names("pyshuffle", "tests", "weights") <= held
-    assert {"pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "bench.py", ".ci/run"} <= held
+    assert {"pyproject.toml", "MANIFEST.in", "README.md", "CONTRIBUTING.md", "LICENSE", "bench.py", ".ci/run"} <= held
     assert not [name for name in held if name.endswith((".pyc", ".nbi", ".nbc"))]
 
 
