@@ -9,6 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from importlib import resources
 from pathlib import Path
 from typing import TextIO, TypedDict
 
@@ -21,7 +22,8 @@ from .types import Array
 from .weights import Checkpoint
 
 DEFAULT = "shufflenet_v2_x0_5_tiny_imagenet.npz"
-PACKAGE = Path(__file__).parent
+PACKAGE = resources.files(__package__)  # not always a folder: it may be part of an archive
+SOURCE_TREE = Path(__file__).parents[1]
 EXPLAINED = 3  # classes that --explain draws
 BAR = 20  # characters for a probability of 1
 EIGHTHS = " ▏▎▍▌▋▊▉█"
@@ -38,7 +40,7 @@ class Guess(TypedDict):
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     device.require(args.device)
-    checkpoint = weights.load(args.weights or default_weights())
+    checkpoint = weights.load(args.weights) if args.weights else shipped()
     labels = labels_of(checkpoint, args.labels)
     preprocess = image.PRESETS.get(args.preprocess) or checkpoint.preprocess or image.TORCHVISION
     compiled = functools.cache(lambda: predictor(checkpoint, preprocess.crop, args.device))  # when the first image has been read
@@ -83,11 +85,12 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def default_weights() -> Path:
+def shipped() -> Checkpoint:
     """The checkpoint that comes with the package: installed inside of it, in a source tree beside it. Raises WeightsError."""
-    for folder in (PACKAGE / "pretrained", PACKAGE.parent / "weights"):
+    for folder in (PACKAGE / "pretrained", SOURCE_TREE / "weights"):
         if (folder / DEFAULT).is_file():
-            return folder / DEFAULT
+            with resources.as_file(folder / DEFAULT) as file:
+                return weights.load(file)
     raise WeightsError(f"{DEFAULT} did not come with this installation: name a checkpoint with --weights FILE")
 
 

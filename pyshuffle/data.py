@@ -6,12 +6,13 @@ what lets a run that was killed go on as if nothing had happened.
 
 import hashlib
 import math
+import os
 import shutil
 import tempfile
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -57,7 +58,8 @@ class ImageFolder:
             if not found:
                 raise DataError(f"{folder}: holds no images ({', '.join(sorted(image.SUFFIXES))})")
         labels = np.repeat(np.arange(len(folders)), [len(found) for found in files])
-        return cls(tuple(folder.name for folder in folders), tuple(path for found in files for path in found), labels)
+        classes = tuple(os.fsencode(folder.name).decode("utf-8", "surrogateescape") for folder in folders)  # in any locale
+        return cls(classes, tuple(path for found in files for path in found), labels)
 
     def __len__(self) -> int:
         return len(self.files)
@@ -200,7 +202,7 @@ def random_crop(picture: Image.Image, size: int, rng: np.random.Generator) -> Im
 def ahead(jobs: Iterable[Callable[[], T]]) -> Iterator[T]:
     """The results of the jobs, in order, the next two made by a thread while the caller works."""
     with ThreadPoolExecutor(max_workers=1) as pool:
-        pending: deque = deque()
+        pending: deque[Future[T]] = deque()
         try:
             for job in jobs:
                 pending.append(pool.submit(job))

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from . import cli, image, nets, weights
-from .classify import default_weights
+from .classify import shipped
 from .errors import PyShuffleError
 
 
@@ -20,7 +20,7 @@ def main(argv: list[str] | None = None) -> int:
         from .backends import onnx
     except ModuleNotFoundError as error:
         raise PyShuffleError(f"the ONNX format needs the extra onnx ({error}): pip install 'pyshuffle[onnx]'") from None
-    checkpoint = weights.load(args.weights or default_weights())
+    checkpoint = weights.load(args.weights) if args.weights else shipped()
     preprocess = checkpoint.preprocess or image.TORCHVISION
     size = preprocess.crop if args.size is None else args.size
     nets.check_size(size)

@@ -1,7 +1,13 @@
 """What the tests share: the interpretations they run over, a comparison that NaN cannot pass, and arrays and parameters to draw."""
 
+import importlib.util
 import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +21,7 @@ from pyshuffle.backends.numba import Numba
 from pyshuffle.backends.reference import Reference
 from pyshuffle.types import Array, Params
 
+ROOT = Path(__file__).parents[1]
 SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"  # GPU kernels run, thread by thread, on Python's threads
 EXAMPLES = 5 if SIMULATED else 30
 settings.register_profile("the same on every run", derandomize=True, deadline=None, database=None, max_examples=EXAMPLES)
@@ -44,6 +51,32 @@ if SIMULATED:
 def backend(request) -> Backend:
     """Every interpretation in turn, in every precision that it has."""
     return request.param
+
+
+class Distributions(NamedTuple):
+    """What would be published."""
+
+    wheel: Path
+    sdist: Path
+
+
+@pytest.fixture(scope="session")
+def distributions(tmp_path_factory) -> Distributions:
+    """Both kinds, built from a copy of the tree by the hooks that pip and build call."""
+    if importlib.util.find_spec("setuptools") is None or int(version("setuptools").split(".")[0]) < 77:
+        pytest.skip("building needs setuptools 77 or later: pip install '.[test]'")
+    tree = tmp_path_factory.mktemp("source")
+    for part in ("pyshuffle", "tests", "weights", ".ci"):
+        shutil.copytree(ROOT / part, tree / part, ignore=shutil.ignore_patterns("__pycache__"))
+    for file in ROOT.iterdir():
+        if file.is_file() and file.name != ".git":
+            shutil.copy(file, tree)
+    for part in ("pyshuffle", "tests"):  # as in a tree that was used
+        (tree / part / "__pycache__").mkdir()
+        (tree / part / "__pycache__" / "old.pyc").write_bytes(b"")
+    script = "from setuptools.build_meta import *; build_wheel('dist'); build_sdist('dist')"
+    subprocess.run([sys.executable, "-c", script], cwd=tree, check=True, capture_output=True)
+    return Distributions(*(next((tree / "dist").glob(pattern)) for pattern in ("*.whl", "*.tar.gz")))
 
 
 def assert_close(actual: Any, expected: Any, tolerance: float) -> None:

@@ -207,14 +207,16 @@ def test_weights_that_answer_with_no_number():
         classify.predictor(broken, SMALL.crop)(image.load(CHELSEA, SMALL))
 
 
-def test_default_weights(tmp_path, monkeypatch):
+def test_the_weights_that_come_with_the_package(tmp_path, monkeypatch):
+    monkeypatch.setattr(classify, "SOURCE_TREE", tmp_path)
     monkeypatch.setattr(classify, "PACKAGE", tmp_path / "pyshuffle")
     with pytest.raises(WeightsError, match=f"{classify.DEFAULT} did not come"):
-        classify.default_weights()
+        classify.shipped()
     for folder in (tmp_path / "weights", tmp_path / "pyshuffle" / "pretrained"):  # where both are, the installed one
         folder.mkdir(parents=True)
-        (folder / classify.DEFAULT).touch()
-        assert classify.default_weights() == folder / classify.DEFAULT
+        labels = tuple(f"{folder.name} {i}" for i in range(4))
+        weights.save(folder / classify.DEFAULT, checkpoint(labels))
+        assert classify.shipped().labels == labels
 
 
 def test_labels_from_a_file(run, quick, tmp_path):

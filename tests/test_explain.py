@@ -7,7 +7,7 @@ from golden.make_logits import images
 from PIL import Image
 from test_classify import CATS, CHELSEA
 
-from pyshuffle import classify, cli, explain, image, visualise, weights
+from pyshuffle import classify, cli, explain, image, visualise
 from pyshuffle.backends.reference import Reference
 from pyshuffle.nets import MobileNetV2, ShuffleNetV1, ShuffleNetV2
 
@@ -36,7 +36,7 @@ def test_heat_is_what_a_place_adds_beyond_all_classes():
 
 def test_the_heat_of_a_cat_lies_on_the_cat():
     """The photograph in each quarter of a grey picture: of the cats' maps most lies in that quarter, where chance has a fourth."""
-    checkpoint = weights.load(classify.default_weights())
+    checkpoint = classify.shipped()
     cats = [index for index, label in enumerate(checkpoint.labels) if label in CATS]
     assert len(cats) == 3
     shares = []
@@ -52,7 +52,7 @@ def test_the_heat_of_a_cat_lies_on_the_cat():
 
 def test_the_heat_of_the_cat_as_it_is_lies_in_its_box():
     """The whole photograph, of which the cat fills all but the right-hand edge."""
-    checkpoint = weights.load(classify.default_weights())
+    checkpoint = classify.shipped()
     maps, _ = explain.activation_maps(checkpoint.net, checkpoint.params, image.load(CHELSEA, checkpoint.preprocess))
     for cat in (index for index, label in enumerate(checkpoint.labels) if label in CATS):
         heat = explain.enlarged(explain.heat(maps, cat), 300)

@@ -14,7 +14,7 @@ from numba.np import arrayobj
 
 OPTIONS = {"error_model": "numpy", "fastmath": {"contract"}, "nogil": True}
 ALONE = {"_nrt": False, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-kernel = numba.njit(**OPTIONS, **ALONE)  # type: ignore[call-overload]
+kernel = numba.njit(**OPTIONS, **ALONE)
 
 
 @intrinsic

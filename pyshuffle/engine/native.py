@@ -13,6 +13,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
 
@@ -84,8 +85,8 @@ def loaded(name: str, compile: Callable[[], llvm.ModuleRef]) -> llvm.ExecutionEn
 @functools.cache
 def _file(name: str) -> str:
     """A name for this very code: of its sources, of what compiles them, and of the processor."""
-    here = Path(__file__).parent
-    parts = [(here / f"{source}.py").read_bytes() for source in SOURCES]
+    here = resources.files(__package__)  # not always a folder: it may be part of an archive
+    parts = [here.joinpath(f"{source}.py").read_bytes() for source in SOURCES]
     parts += [repr((version("numba"), llvmlite.__version__, sys.version_info[:2], *cpu())).encode()]
     return f"{name}-{hashlib.sha256(b''.join(parts)).hexdigest()[:32]}.o"
 
@@ -97,7 +98,9 @@ def _folders() -> Iterator[Path]:
         yield Path(told)
         return
     yield Path(__file__).parent / "__pycache__"
-    yield Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "pyshuffle"
+    caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if os.path.isabs(caches):  # a user without a home has none
+        yield Path(caches) / "pyshuffle"
 
 
 def _read(name: str) -> bytes | None:

@@ -10,7 +10,7 @@ Conventions that every kernel keeps, because numba punishes the alternatives:
 import hashlib
 import warnings
 from collections.abc import Callable
-from pathlib import Path
+from importlib import resources
 from typing import Any
 
 import numba
@@ -19,9 +19,10 @@ import numpy as np
 from ..errors import PyShuffleError
 
 BLOCKS = 16  # parts of a sum over pixels, whatever the number of threads
-HERE = Path(__file__).parent
+PACKAGE = resources.files("pyshuffle")  # not always a folder: it may be part of an archive
 TILES = ("emitter.py", "intrinsics.py", "library.py", "machine.py", "tiles.py", "training_tiles.py")  # of the engine
-STOOD_ON = (*sorted(HERE.glob("*.py")), *(HERE.parent / "engine" / name for name in TILES))
+OPS = sorted(file.name for file in (PACKAGE / "ops").iterdir() if file.name.endswith(".py"))
+STOOD_ON = (*(PACKAGE / "ops" / name for name in OPS), *(PACKAGE / "engine" / name for name in TILES))
 # numba looks at a kernel's own file alone to see whether what it has compiled is of this source; kernels call into others.
 SOURCES = hashlib.sha256(b"".join(path.read_bytes() for path in STOOD_ON)).hexdigest()
 
@@ -56,7 +57,7 @@ def _compile(function: Callable[..., Any], parallel: bool) -> Callable[..., Any]
 
 def require_jit() -> None:
     """Raises PyShuffleError where kernels that stand on the engine's tiles cannot run."""
-    if numba.config.DISABLE_JIT:  # type: ignore[attr-defined]
+    if numba.config.DISABLE_JIT:
         raise PyShuffleError("NUMBA_DISABLE_JIT is set: these kernels are nothing but compiled code; use the Reference backend")
 
 
