@@ -7,6 +7,9 @@ Files have torchvision's names and shapes; in memory the parameters lie as the o
 Our own files say which network they hold; of others, names and shapes tell it. The authors' files have names of their own, and
 need `order="authors"` and images prepared as theirs were. Their V1 shuffles after the depthwise convolution and not before it,
 which is made up for here.
+
+Files are not trusted. To read one runs nothing that it says, and the memory it takes is in proportion to what is there, not to what
+it says is there.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import io
 import json
 import math
 import os
+import warnings
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -25,6 +29,7 @@ from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+from numpy.lib import format as npy
 
 from . import image, torchfile
 from .backends.cost import parameter_shapes
@@ -37,6 +42,7 @@ Entries: TypeAlias = dict[str, np.ndarray]  # of a file: published name -> array
 Shape: TypeAlias = tuple[int, ...]
 
 LIMIT = 1 << 29  # bytes of a file, and of what it unpacks to: ten times the largest network in float64
+UNPACKED = 8  # times its size is what a file may unpack to: weights compress badly
 METADATA = "pyshuffle"  # the entry of our own files that describes them
 COUNTER = "num_batches_tracked"  # PyTorch has one for every batch normalisation: of no use here, but kept
 CODES = {"F64": "f8", "F32": "f4", "F16": "f2", "BF16": torchfile.BFLOAT16, "I64": "i8"}  # of .safetensors
@@ -259,19 +265,38 @@ def _parse(content: bytes) -> tuple[Entries, str | None]:
         return torchfile.read_stream(content), None
     if content[:2] != b"PK":
         raise WeightsError("is no checkpoint: .npz, .safetensors and PyTorch's .pth are read")
+    if content.count(b"PK\1\2") > torchfile.MAX_ENTRIES:  # the mark of an entry of the directory
+        raise WeightsError(f"has more than {torchfile.MAX_ENTRIES} entries")
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         if any(map(torchfile.is_pickle, archive.namelist())):
             return torchfile.read_zip(archive, len(content)), None
-        if sum(member.file_size for member in archive.infolist()) > LIMIT:
-            raise WeightsError(f"would unpack to more than {LIMIT} bytes")
-    return _decode_npz(content)
+        return _decode_npz(archive, len(content))
 
 
-def _decode_npz(content: bytes) -> tuple[Entries, str | None]:
-    with np.load(io.BytesIO(content), allow_pickle=False) as file:
-        entries = {name: np.asarray(file[name]) for name in file.files}
+def _decode_npz(archive: zipfile.ZipFile, size: int) -> tuple[Entries, str | None]:
+    members = archive.infolist()
+    if not {member.compress_type for member in members} <= {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
+        raise WeightsError("has entries that are compressed as NumPy never does")
+    if sum(member.file_size for member in members) > min(LIMIT, UNPACKED * size):
+        raise WeightsError(f"would unpack to more than {UNPACKED} times its size, or to more than {LIMIT} bytes")
+    entries: Entries = {}
+    for member in archive.namelist():
+        name = member.removesuffix(".npy")
+        entries[name] = _decode_npy(name, torchfile.read_member(archive, member))
     metadata = entries.pop(METADATA, None)
     return entries, None if metadata is None else metadata.tobytes().decode()
+
+
+def _decode_npy(name: str, data: bytes) -> np.ndarray:
+    """What numpy.load makes of it, which allocates whatever the header says."""
+    stream = io.BytesIO(data)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that a header was written by an old Python, or names a type in an old way
+        read = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[npy.read_magic(stream)]
+        shape, by_column, dtype = read(stream)
+    if dtype.hasobject:
+        raise WeightsError(f"{name} holds objects: refused, and nothing of them was run")
+    return np.frombuffer(data, dtype, offset=stream.tell()).reshape(shape, order="F" if by_column else "C")
 
 
 def _encode_npz(entries: Entries, metadata: str) -> bytes:
@@ -283,16 +308,23 @@ def _encode_npz(entries: Entries, metadata: str) -> bytes:
 
 def _decode_safetensors(content: bytes) -> tuple[Entries, str | None]:
     """The length of the header (8 bytes); the header (JSON): dtype, shape and place of each entry; the entries, side by side."""
-    start = 8 + int.from_bytes(content[:8], "little")
+    length = int.from_bytes(content[:8], "little")
+    start = 8 + length
+    if length > torchfile.TEXT:
+        raise WeightsError(f"has a header of more than {torchfile.TEXT} bytes")
     if start > len(content):
         raise WeightsError("is truncated: its header is not all there")
-    header, rest = json.loads(content[8:start]), content[start:]
+    header, rest = json.loads(content[8:start]), memoryview(content)[start:]
+    if len(header) > torchfile.MAX_ENTRIES:
+        raise WeightsError(f"has more than {torchfile.MAX_ENTRIES} entries")
     metadata = header.pop("__metadata__", {}).get(METADATA)
     entries, position = {}, 0
     for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
         if entry["dtype"] not in CODES:
             raise WeightsError(f"{name!r} has the dtype {entry['dtype']!r}, not one of {', '.join(CODES)}")
         kind, shape, (begin, end) = CODES[entry["dtype"]], entry["shape"], entry["data_offsets"]
+        if not torchfile.is_shape(shape):
+            raise WeightsError(f"{name!r} has a shape that no array has")
         if begin != position or end - begin != math.prod(shape) * np.dtype(kind).itemsize or end > len(rest):
             raise WeightsError(f"{name!r} does not lie where its shape, its neighbours and the size of the file have it")
         entries[name] = torchfile.decode(rest[begin:end], kind).reshape(shape)
@@ -322,6 +354,8 @@ def _describe(checkpoint: Checkpoint) -> str:
 
 def _described(metadata: str) -> tuple[Net, tuple[str, ...] | None, image.Preprocess | None]:
     """The opposite of _describe."""
+    if len(metadata) > torchfile.TEXT:
+        raise WeightsError(f"describes itself in more than {torchfile.TEXT} characters")
     facts = json.loads(metadata)
     net, labels, preprocess = build(**facts["net"]), facts["labels"], facts["preprocess"]
     if labels is not None and (len(labels) != net.classes or [*map(str, labels)] != labels):
@@ -334,4 +368,4 @@ def _described(metadata: str) -> tuple[Net, tuple[str, ...] | None, image.Prepro
 
 def _error(message: str) -> WeightsError:
     """In one line of bearable length, whatever a file's names hold."""
-    return WeightsError(" ".join(message.split())[:500])
+    return WeightsError(" ".join(message[:5000].split())[:500])

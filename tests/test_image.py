@@ -229,14 +229,14 @@ def truncated(kind: str) -> bytes:
 
 BAD = {
     "empty": (b"", "an empty file"),
-    "text": (b"class,label\n0,cat\n", "no image of a kind that Pillow reads"),
+    "text": (b"class,label\n0,cat\n", "no image of a kind that is read: BMP, GIF, JPEG"),
     "truncated.jpg": (truncated("JPEG"), "cannot be decoded: .*[Tt]runcated"),
     "truncated.png": (truncated("PNG"), "cannot be decoded"),
     "truncated.gif": (truncated("GIF"), "cannot be decoded"),
-    "truncated.webp": (truncated("WEBP"), "Pillow reads|cannot be decoded"),
+    "truncated.webp": (truncated("WEBP"), "that is read|cannot be decoded"),
     "header.png": (png_header(64, 64), "cannot be decoded"),
-    "bomb.png": (png_header(20_000, 20_000), "more than 89,478,485 pixels"),
-    "half a bomb.png": (png_header(10_000, 10_000), "more than 89,478,485 pixels"),
+    "bomb.png": (png_header(20_000, 20_000), "more than 410,000,000 bytes of memory"),
+    "half a bomb.png": (png_header(10_000, 10_000), "more than 410,000,000 bytes of memory"),
     "1 wide.png": (file_of(Image.new("RGB", (1, 20))).getvalue(), "1 x 20 pixels: at least 8"),
     "1 high.png": (file_of(Image.new("RGB", (20, 1))).getvalue(), "20 x 1 pixels: at least 8"),
     "7 wide.png": (file_of(Image.new("RGB", (7, 7))).getvalue(), "7 x 7 pixels: at least 8"),
@@ -274,7 +274,7 @@ def test_no_file_and_a_folder(tmp_path):
 
 @pytest.mark.parametrize(("error", "said"), [(IndexError(), "IndexError"), (ValueError("one\n two"), "one two")])
 def test_whatever_a_decoder_raises_is_one_line(monkeypatch, error, said):
-    def fail(*_):
+    def fail(*_, **__):
         raise error
 
     monkeypatch.setattr(Image, "open", fail)

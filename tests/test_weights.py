@@ -652,7 +652,7 @@ def test_nothing_is_run_from_an_array_of_objects(tmp_path):
     path = tmp_path / "witness"
     stream = io.BytesIO()
     np.savez(stream, **(entries(SMALL) | {"fc.bias": np.array([Evil(*CALLS["mkdir"](path)), 0])}))
-    fails(stream.getvalue(), tmp_path, "allow_pickle")
+    fails(stream.getvalue(), tmp_path, "fc.bias holds objects", "nothing of them was run")
     assert not path.exists()
 
 
@@ -672,7 +672,7 @@ def test_names_that_are_refused(dotted, tmp_path):
     parts = text(dotted[0]) + text(dotted[1])
     fails(zip_file(parts + b"\x93"), tmp_path, ".".join(dotted).strip("."))
     fails(stream_file(known(*dotted)), tmp_path, ".".join(dotted).strip("."))
-    fails(stream_file(b"(" + known(*dotted).replace(b"c", b"i", 1)), tmp_path, ".".join(dotted).strip("."))
+    fails(stream_file(b"(" + known(*dotted).replace(b"c", b"i", 1)), tmp_path, "an instruction that no file of weights needs")
 
 
 @pytest.mark.parametrize(
@@ -722,7 +722,7 @@ REBUILD = known("torch._utils", "_rebuild_tensor_v2")
             mapping({"a": known("torch._utils", "_rebuild_parameter") + sequence(text("b"), b"\x88", b"}") + b"R"}),
             "'a' that is no tensor",
         ),
-        (b"NQ", "is damaged"),
+        (b"NQ", "storage without a kind"),
         (sequence(text("storage"), text("O"), text("0"), CPU) + b"Q", "storage of an unknown kind"),
         (sequence(text("storage"), FLOATS, b"]", CPU) + b"Q", "storage of an unknown kind"),
         (
