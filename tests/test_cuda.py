@@ -5,6 +5,7 @@ The operations themselves are tested with those of the other interpretations, in
 
 import gc
 import importlib.util
+import math
 from collections import defaultdict
 from pathlib import Path
 
@@ -16,18 +17,21 @@ from PIL import Image
 if not SIMULATED:
     pytest.skip("NUMBA_ENABLE_CUDASIM=1 is not set", allow_module_level=True)
 
+import simulator
 from numba import cuda, float32
 from simulator import Simulated
 
 from pyshuffle import classify, sgd, sgd_cuda, train
-from pyshuffle.backends.cost import Cost, Map
+from pyshuffle.backends.cost import Cost
+from pyshuffle.backends.cost import Map as Shape
 from pyshuffle.backends.cuda import Cuda
 from pyshuffle.backends.reference import Reference
 from pyshuffle.cuda import check, launch
 from pyshuffle.cuda import loss as ops_loss
 from pyshuffle.engine import cuda as engine
+from pyshuffle.engine.plan import IMAGE, OUTPUT, Map
 from pyshuffle.errors import ShapeError
-from pyshuffle.nets import ShuffleNetV1, ShuffleNetV2, shufflenet_v1, shufflenet_v2
+from pyshuffle.nets import MobileNetV1, MobileNetV2, ShuffleNetV1, ShuffleNetV2, mobilenet, shufflenet_v1, shufflenet_v2
 from pyshuffle.ops import loss
 from pyshuffle.sgd_cuda import Trainer
 from pyshuffle.weights import Checkpoint
@@ -42,6 +46,8 @@ NETS = {
     "v2": lambda: ShuffleNetV2(0.125, classes=5),
     "v2, torchvision's wiring": lambda: ShuffleNetV2(0.125, classes=5, wiring="torchvision"),
     "v2, authors' order": lambda: ShuffleNetV2(0.125, classes=5, order="authors", extra_depthwise=True),
+    "mobilenet v1": lambda: MobileNetV1(0.25, classes=5),
+    "mobilenet v2": lambda: MobileNetV2(0.25, classes=5),
 }
 
 
@@ -54,6 +60,9 @@ def net(request, monkeypatch):
     monkeypatch.setattr(shufflenet_v2, "WIDTHS", {0.125: (20, 28, 36, 34)})
     monkeypatch.setattr(shufflenet_v2, "REPEATS", (2, 1, 1))
     monkeypatch.setattr(shufflenet_v2, "STEM", 6)
+    monkeypatch.setattr(mobilenet, "V1_UNITS", ((16, 1), (32, 2)))
+    monkeypatch.setattr(mobilenet, "V2_UNITS", ((1, 16, 1, 1), (2, 32, 2, 2)))
+    monkeypatch.setattr(mobilenet, "V2_LAST", 16)
     return NETS[request.param]()
 
 
@@ -69,10 +78,37 @@ class ReferenceTrainer(sgd.Trainer):
     arrays, losses = Reference, (loss.forward_reference, loss.backward_reference)
 
 
-def test_a_compiled_network_gives_the_reference_logits(net):
+def test_a_compiled_network_gives_the_reference_logits_and_no_step_touches_what_is_not_its_own(net):
+    """All maps lie in one array. While a step runs, only what it is to read is there; then, only what it is to write is another."""
     params, images = draw_params(net, (1, 32, 32, 3), np.float32), pictures(2, 33, 32, 3)
-    logits = engine.compile(net, params, images.shape)(images)
+    model = engine.compile(net, params, images.shape)
+    program = model.program(len(images))
+    arena = program.arena.values._ary
+    program.image.copy_to_device(images.reshape(-1))
+    steps = [step for step in model.plan.steps if step.kind not in (IMAGE, OUTPUT)]
+    for step, run in zip(steps, program.launches, strict=True):
+        maps, target = [step.source, *([step.what.residual] if step.what.residual else [])], step.target
+        own = np.concatenate([places(map_, len(images)) for map_ in maps])
+        made = places(Map(*step.size, tuple((target, c) for c in range(target.channels))), len(images))
+        held, arena[:] = arena.copy(), np.nan
+        arena[own] = held[own]
+        given = arena.copy()
+        run()
+        given[made] = held[made] = arena[made]
+        np.testing.assert_array_equal(arena, given)
+        arena[:] = held
+    logits = program.logits.copy_to_host().reshape(len(images), -1)
     assert_close(logits, expected_logits(net, params, images), 1e-5)
+
+
+def places(map_, images):
+    """Where in the arena the values of a map are."""
+    found = []
+    for buffer, channel in map_.places:
+        begin, image, pixel = engine.place_of(buffer, images)
+        n, p = np.arange(images)[:, None], np.arange(map_.height * map_.width)
+        found.append((begin + n * image + p * pixel + buffer.places[channel]).ravel())
+    return np.concatenate(found)
 
 
 def test_a_network_gives_the_reference_logits(net):
@@ -81,7 +117,7 @@ def test_a_network_gives_the_reference_logits(net):
     assert_close(logits, expected_logits(net, params, images), 1e-5)
 
 
-@pytest.mark.parametrize("net", ["v1", "v2"], indirect=True)
+@pytest.mark.parametrize("net", ["v1", "v2", "mobilenet v2"], indirect=True)
 def test_three_steps_of_training_are_the_references(net):
     """Losses, and what the parameters have come to, running statistics included."""
     params, images, labels = draw_params(net, (1, 32, 32, 3)), pictures(8, 16, 16, 3), np.arange(8) % 5
@@ -99,12 +135,13 @@ def test_three_steps_of_training_are_the_references(net):
 def test_a_compiled_network_launches_once_a_layer(net):
     """Convolution, pooling, mean, linear: nothing for batch normalisation, ReLU, split, concat, shuffle or the addition."""
     cost = Cost()
-    net(cost, Map((1, 32, 32, 3)))
+    net(cost, Shape((1, 32, 32, 3)))
     layers = [row.op for row in cost.rows if row.op in ("conv", "depthwise", "maxpool", "avgpool", "mean", "linear")]
-    model = engine.compile(net, draw_params(net, (1, 32, 32, 3), np.float32), (1, 32, 32, 3))
+    params = draw_params(net, (1, 32, 32, 3), np.float32)
+    model = engine.compile(net, params, (1, 32, 32, 3))
     assert len(model.program(1).launches) == len(layers)
-    before = launch.Kernel.launched
-    model(pictures(1, 32, 32, 3))
+    before, images = launch.Kernel.launched, pictures(1, 32, 32, 3)
+    assert_close(model(images), expected_logits(net, params, images), 1e-5)
     assert launch.Kernel.launched - before == len(layers)
 
 
@@ -157,10 +194,10 @@ def test_the_report_finds_nothing_wrong_and_sees_what_is(net, monkeypatch):
     monkeypatch.setattr(check, "ROUNDS", 1)
     lines = [*check.operations((2, 3, 4, 6)), *check.network(net, 2, 32, True)]
     assert all(away <= allowed for _, away, allowed, _ in lines)
-    assert len(lines) == 2 * 15 + 2
-    monkeypatch.setitem(Cuda.functions, "relu", (Cuda.functions["relu"][0], lambda dy, x: (dy,)))
+    assert len(lines) == 2 * 16 + 2
+    monkeypatch.setitem(Cuda.functions, "relu", (Cuda.functions["relu"][0], lambda dy, x, limit=math.inf: (dy,)))
     wrong = [name for name, away, allowed, _ in check.operations((2, 3, 4, 6)) if not away <= allowed]
-    assert wrong == ["relu, backward"]
+    assert wrong == ["relu that ends at 0.5, backward", "relu, backward"]
 
 
 # Edges: sizes that no tile, block or part divides ---------------------------------------------------------------------------------
@@ -270,7 +307,7 @@ def within_limits(grids):
     return len(grids)
 
 
-VARIANTS = [net for kind in (ShuffleNetV1, ShuffleNetV2) for net in kind.variants() if net.bias]
+VARIANTS = [net for kind in (ShuffleNetV1, ShuffleNetV2, MobileNetV1, MobileNetV2) for net in kind.variants() if getattr(net, "bias", True)]
 
 
 @pytest.mark.parametrize("net", [net for net in VARIANTS if not getattr(net, "extra_depthwise", False)], ids=str)
@@ -353,6 +390,59 @@ def test_what_lies_outside_of_an_array_is_seen(shift):
     for function in (read, write):
         with pytest.raises(IndexError, match="is outside of an array"):
             simulate(function)
+
+
+@pytest.mark.parametrize("index", [-1, 4])
+def test_what_lies_outside_of_a_threads_own_array_is_seen(index):
+    def read(x, y):
+        own = cuda.local.array(4, float32)
+        for i in range(4):
+            own[i] = x[i]
+        y[cuda.threadIdx.x] = own[index]
+
+    def write(x, y):
+        own = cuda.local.array(4, float32)
+        own[index] = x[0]
+
+    for function in (read, write):
+        with pytest.raises(IndexError, match=f"index {index} is outside of a local array"):
+            simulate(function)
+
+
+def test_what_a_thread_keeps_in_another_type_is_seen():
+    def square(x, y):
+        own = cuda.local.array(1, float32)
+        own[0] = math.sqrt(x[cuda.threadIdx.x])
+
+    with pytest.raises(TypeError, match="a local array of float32 is given values of another type"):
+        simulate(square)
+
+
+@pytest.mark.parametrize(("index", "where"), [(-1, "before"), (4, "behind")])
+def test_what_is_written_beside_an_array_is_seen_without_looking_at_indices(monkeypatch, index, where):
+    """As hardware has it: an index is a distance, and what is read there is NaN."""
+
+    class Address:
+        def __init__(self, array):
+            self.bytes = array.base
+
+        def __getitem__(self, index):
+            return self.bytes.view(np.float32)[simulator.BAND // 4 + index]
+
+        def __setitem__(self, index, value):
+            self.bytes.view(np.float32)[simulator.BAND // 4 + index] = value
+
+    def read(x, y):
+        y[cuda.threadIdx.x] = x[index]
+
+    def write(x, y):
+        if cuda.threadIdx.x == 0:
+            y[index] = 1
+
+    monkeypatch.setattr(simulator, "watch", Address)
+    assert np.isnan(simulate(read)).all()
+    with pytest.raises(IndexError, match=f"a launch has written {where} an array of 4 values"):
+        simulate(write)
 
 
 def test_what_is_never_written_is_seen():

@@ -156,6 +156,7 @@ def operations(x: tuple[int, ...]) -> Iterator[Line]:
         ("depthwise", "depthwise", (x, (3, 3, channels)), {}),
         ("depthwise, stride 2", "depthwise", (x, (3, 3, channels)), {"stride": 2}),
         ("batchnorm and relu", "batchnorm", (x, (channels,), (channels,)), {"training": True, "relu": True}),
+        ("relu that ends at 0.5", "relu", (x,), {"limit": 0.5}),
         *((op, op, (x,), {}) for op in ("relu", "maxpool", "avgpool", "split", "mean")),
         ("concat", "concat", (x, x), {}),
         ("add", "add", (x, x), {}),
