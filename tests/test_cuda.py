@@ -3,10 +3,10 @@
 The operations themselves are tested with those of the other interpretations, in test_ops.py and test_tape.py.
 """
 
-import gc
 import importlib.util
 import math
-from collections import defaultdict
+import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -19,19 +19,20 @@ if not SIMULATED:
 
 import simulator
 from numba import cuda, float32
+from numba.cuda.cudadrv.driver import CudaAPIError
 from simulator import Simulated
 
-from pyshuffle import classify, sgd, sgd_cuda, train
-from pyshuffle.backends.cost import Cost
+from pyshuffle import classify, cli, sgd, train
+from pyshuffle import cuda as kernels
+from pyshuffle.backends.cost import Cost, count
 from pyshuffle.backends.cost import Map as Shape
 from pyshuffle.backends.cuda import Cuda
 from pyshuffle.backends.reference import Reference
 from pyshuffle.cuda import check, launch
-from pyshuffle.cuda import loss as ops_loss
 from pyshuffle.engine import cuda as engine
 from pyshuffle.engine.plan import IMAGE, OUTPUT, Map
-from pyshuffle.errors import ShapeError
-from pyshuffle.nets import MobileNetV1, MobileNetV2, ShuffleNetV1, ShuffleNetV2, mobilenet, shufflenet_v1, shufflenet_v2
+from pyshuffle.errors import DeviceError, ShapeError
+from pyshuffle.nets import ARCHS, MobileNetV1, MobileNetV2, ShuffleNetV1, ShuffleNetV2, mobilenet, shufflenet_v1, shufflenet_v2
 from pyshuffle.ops import loss
 from pyshuffle.sgd_cuda import Trainer
 from pyshuffle.weights import Checkpoint
@@ -274,54 +275,132 @@ def test_a_step_of_training_takes_no_memory_that_the_ones_before_did_not(net, mo
     trainer.step(pictures(2, 32, 32, 3), np.array([0, 1]), 0.01)
 
 
+# Failures of the driver -----------------------------------------------------------------------------------------------------------
+
+
+def failing(code, name):
+    """What asks the driver for something, and is refused."""
+
+    def fail(*_):
+        raise CudaAPIError(f"[{code}] Call to cuSomething results in {name}")
+
+    return fail
+
+
+def test_a_full_device_lets_go_of_what_is_free_before_it_says_so(monkeypatch):
+    del launch.Tensor((3, 7)).memory
+    assert any(launch.POOL.values())
+    monkeypatch.setattr(launch.cuda, "device_array", failing(2, launch.FULL))
+    with pytest.raises(DeviceError, match="device cuda: its memory is full: fewer images at once are needed"):
+        launch.Tensor((98765,))
+    assert not any(launch.POOL.values())
+
+
+def test_only_a_full_device_lets_go(monkeypatch):
+    del launch.Tensor((3, 7)).memory
+    monkeypatch.setattr(launch.cuda, "device_array", failing(700, "CUDA_ERROR_ILLEGAL_ADDRESS"))
+    with pytest.raises(DeviceError, match=r"device cuda: the driver fails: \[700\].*CUDA_ERROR_ILLEGAL_ADDRESS"):
+        launch.Tensor((98765,))
+    assert any(launch.POOL.values())
+
+
+@pytest.mark.parametrize("net", ["v2"], indirect=True)
+def test_a_device_that_is_lost_in_training_leaves_the_last_good_state(net, tmp_path, monkeypatch, capsys):
+    for n in range(4):
+        folder = tmp_path / "images" / "ab"[n % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.random.default_rng(n).integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(folder / f"{n}.png")
+    steps, usual = [], Trainer.step
+
+    def step(trainer, *batch):
+        steps.append(batch)
+        if len(steps) == 2:
+            monkeypatch.setattr(simulator.kernel.FakeCUDAKernel, "__call__", failing(719, "CUDA_ERROR_LAUNCH_FAILED"))
+        return usual(trainer, *batch)
+
+    monkeypatch.setattr(Trainer, "step", step)
+    options = "--width 0.125 --size 32 --epochs 2 --batch 2 --hold-out 0 --save-every 0 --device cuda".split()
+    assert cli.run(train.main, [str(tmp_path / "images"), *options, "--out", str(tmp_path / "run")]) == cli.FAILED
+    err = capsys.readouterr().err
+    assert re.search(r"error: device cuda: the driver fails: \[719\].*LAUNCH_FAILED; go on with --resume .*run\n$", err)
+    assert err.count("\n") == 1
+    _, progress, arrays = train.read_state(tmp_path / "run" / train.STATE)
+    assert progress.step == 1
+    assert all(np.isfinite(array).all() for array in arrays.values())
+
+
+@pytest.mark.parametrize("net", ["v2"], indirect=True)
+def test_a_device_that_fails_in_a_call_is_an_error_of_ours_and_the_next_call_may_go_well(net, monkeypatch):
+    images = pictures(1, 32, 32, 3)
+    model = engine.compile(net, draw_params(net, (1, 32, 32, 3), np.float32), images.shape)
+    with monkeypatch.context() as patched:
+        patched.setattr(simulator.kernel.FakeCUDAKernel, "__call__", failing(719, "CUDA_ERROR_LAUNCH_FAILED"))
+        with pytest.raises(DeviceError, match="LAUNCH_FAILED"):
+            model(images)
+    assert np.isfinite(model(images)).all()
+
+
+@pytest.mark.parametrize("net", ["v2"], indirect=True)
+def test_python_threads_that_call_a_model_at_once_take_turns(net):
+    model = engine.compile(net, draw_params(net, (1, 32, 32, 3), np.float32), (32, 32, 3))
+    batches = [pictures(n, 32, 32, 3) for n in (1, 2, 1)]
+    expected = [model(images) for images in batches]
+    with ThreadPoolExecutor(len(batches)) as pool:
+        for logits, alone in zip(pool.map(model, batches), expected, strict=True):
+            np.testing.assert_array_equal(logits, alone)
+
+
+def test_a_map_without_pixels_is_not_launched():
+    """The driver refuses to launch no blocks."""
+    before = launch.Kernel.launched
+    assert Simulated.functions["relu"][0](np.zeros((0, 4), np.float32)).shape == (0, 4)
+    assert launch.Kernel.launched == before
+
+
 # The limits of the hardware -------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def grids(monkeypatch):
-    """What would be launched, with nothing computed and no memory touched: threads, blocks, and all numbers given along."""
-    found = []
-
-    def record(kernel, blocks, *arguments):
-        numbers = [n for a in arguments if isinstance(a, int | tuple) for n in (a if isinstance(a, tuple) else (a,))]
-        found.append((kernel.threads, blocks if isinstance(blocks, tuple) else (blocks,), numbers))
-
-    monkeypatch.setattr(launch, "take", lambda size, dtype: np.empty(size, dtype))
-    monkeypatch.setattr(launch.Kernel, "__call__", record)
-    for module in (engine, sgd_cuda, ops_loss):
-        monkeypatch.setattr(module, "upload", lambda array, dtype=np.float32: launch.Tensor(array.shape, dtype))
-    monkeypatch.setattr(launch, "upload", lambda array, dtype=np.float32: launch.Tensor(array.shape, dtype))
-    monkeypatch.setattr(ops_loss, "download", lambda tensor: tensor.values)
-    monkeypatch.setattr(launch, "POOL", defaultdict(list))
-    launch.table.cache_clear()
-    yield found
-    launch.table.cache_clear()  # nobody else is to be given this memory
-    gc.collect()
-
-
 def within_limits(grids):
-    for threads, blocks, numbers in grids:
-        assert threads <= 1024
+    for kernel, blocks, numbers in grids:
+        assert kernel.threads <= 1024
         assert all(1 <= n <= most for n, most in zip(blocks, (2**31 - 1, 65535, 65535), strict=False))
         assert all(-(2**31) <= n < 2**31 for n in numbers)
     return len(grids)
 
 
-VARIANTS = [net for kind in (ShuffleNetV1, ShuffleNetV2, MobileNetV1, MobileNetV2) for net in kind.variants() if getattr(net, "bias", True)]
+VARIANTS = [net for kind in ARCHS.values() for net in kind.variants() if getattr(net, "bias", True)]
 
 
 @pytest.mark.parametrize("net", [net for net in VARIANTS if not getattr(net, "extra_depthwise", False)], ids=str)
 def test_no_launch_for_any_network_is_larger_than_there_can_be(net, grids):
     model = engine.compile(net, draw_params(net, (1, 32, 32, 3), np.float32), (224, 224, 3))
-    for images in (1, 64):
-        model.program(images).run()
-    assert within_limits(grids) > 100
+    programs = [model.program(images) for images in (1, 64)]
+    for program in programs:
+        program.run()
+    assert within_limits(grids) == sum(len(program.launches) for program in programs)
 
 
-def test_the_launches_that_the_roofline_counts(grids):
+@pytest.mark.parametrize("images", [1, 64])
+def test_the_roofline_is_the_one_in_the_docstring(grids, images):
+    """Arithmetic as the cost interpretation counts it, bytes from the maps and weights of the plan, launches as they come."""
     net = ShuffleNetV2(1.0)
-    engine.compile(net, draw_params(net, (1, 32, 32, 3), np.float32), (224, 224, 3)).program(1).run()
-    assert len(grids) == 59
+    model = engine.compile(net, draw_params(net, (1, 32, 32, 3), np.float32), (224, 224, 3))
+    model.program(images).run()
+    moved, flops = [], []
+    for step in model.plan.steps:
+        if step.kind not in (IMAGE, OUTPUT):
+            read = [len(map_.places) * map_.height * map_.width for map_ in (step.source, step.what.residual) if map_]
+            size = math.prod(step.size)
+            moved.append([images * sum(read), images * size * step.what.channels, step.what.weight.size + step.what.bias.size])
+            flops.append(2 * images * size * step.what.weight.size)
+    read, written, weights = 4 * np.sum(moved, axis=0)
+    memory = 4 * np.sum(moved, axis=1) / 3.35e12
+    assert sum(flops) == 2 * sum(row.macs for row in count(net, 224, images))
+    best = np.maximum(memory, np.divide(flops, 67e12)).sum()
+    row = [images, len(grids), *(f"{n / 1e6:.3g} MB" for n in (read, written, weights)), f"{sum(flops) / 1e9:.3g}"]
+    row += [f"{1e6 * took:.3g} us" for took in (best, memory.sum())]
+    expected = r"\s+".join(re.escape(str(entry)) for entry in row)
+    assert re.search(expected, kernels.__doc__), row
 
 
 @pytest.mark.parametrize("net", [ShuffleNetV1(2.0, groups=8), ShuffleNetV2(2.0)], ids=str)
@@ -329,6 +408,17 @@ def test_no_launch_of_a_step_of_training_is_larger_than_there_can_be(net, grids)
     trainer = Trainer(net, draw_params(net, (1, 32, 32, 3), np.float32))
     trainer.step(np.empty((64, 224, 224, 3), np.float32), np.zeros(64, np.int64), 0.1)
     assert within_limits(grids) > 500
+
+
+@pytest.mark.parametrize(
+    ("op", "x", "w"), [("depthwise", (70_000, 1, 1, 8), (3, 3, 8)), ("conv", (70_000, 1, 1, 8), (1, 1, 8, 8)),
+                       ("conv", (1, 2, 2, 8192), (3, 3, 8192, 8192))]
+)  # fmt: skip
+def test_no_launch_is_larger_than_there_can_be_however_many_images_or_channels(op, x, w, grids):
+    x, w = launch.Tensor(x), launch.Tensor(w)
+    forward, backward = Cuda.functions[op]
+    backward(forward(x, w), x, w)
+    assert within_limits(grids) >= 4
 
 
 # The simulator: it must see what is wrong -----------------------------------------------------------------------------------------
