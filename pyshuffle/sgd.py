@@ -6,8 +6,6 @@ The decay is for weights of more than one axis: filters, and the classifier's ma
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import numpy as np
-
 from .backends.arrays import Arrays
 from .backends.numba import Numba
 from .backends.tape import Tape
@@ -34,20 +32,20 @@ class Trainer:
     def step(self, images: Array, labels: Labels, rate: float) -> tuple[float, int]:
         """One step on images (N, H, W, 3). Returns the mean loss before it, and how many images were named rightly."""
         tape = Tape(self.arrays(self.params, training=True))
-        logits = self.net(tape, images)
-        value, dlogits = (function(logits, labels, self.smoothing) for function in self.losses)
+        logits = self.net(tape, self.given(images))
+        value, right, dlogits = self.assess(logits, labels, self.smoothing)
         gradients, _ = tape.backward(logits, dlogits)
         for name, gradient in gradients.items():
             weight = self.params[name]
             if name not in self.velocity:
-                self.velocity[name] = np.zeros_like(weight)
+                self.velocity[name] = self.arrays.zeros_like(weight)
             self.descend(weight, self.velocity[name], gradient, rate, MOMENTUM, self.decay if weight.ndim > 1 else 0)
-        return value, int((logits.argmax(axis=1) == labels).sum())
+        return value, right
 
     def recompute(self, batches: Iterable[Batch]) -> None:
         """Make the running statistics the mean of those of these batches. While the weights moved, they lagged behind."""
         for number, (images, _) in enumerate(batches, start=1):
-            self.net(self.arrays(self.params, training=True, momentum=1 / number), images)
+            self.net(self.arrays(self.params, training=True, momentum=1 / number), self.given(images))
 
     def measure(self, batches: Iterable[Batch]) -> tuple[float, float]:
         """(mean loss without smoothing, accuracy) with the running statistics."""
@@ -59,8 +57,17 @@ class Trainer:
 
     def judge(self, images: Array, labels: Labels) -> tuple[float, int]:
         """The mean loss of a batch without smoothing, and how many images were named rightly, with the running statistics."""
-        logits = self.net(self.arrays(self.params), images)
-        return self.losses[0](logits, labels), int((logits.argmax(axis=1) == labels).sum())
+        logits = self.net(self.arrays(self.params), self.given(images))
+        return self.assess(logits, labels, 0.0)[:2]
+
+    def given(self, images: Array) -> Any:
+        """Images as the network takes them."""
+        return images
+
+    def assess(self, logits: Array, labels: Labels, smoothing: float) -> tuple[float, int, Array]:
+        """The mean loss, how many images are named rightly, and the gradient by the logits."""
+        value, dlogits = (function(logits, labels, smoothing) for function in self.losses)
+        return value, int((logits.argmax(axis=1) == labels).sum()), dlogits
 
     def state(self) -> dict[str, Params]:
         """Everything that steps move, on the host."""
@@ -70,10 +77,6 @@ class Trainer:
         """Put arrays of such a state in the place of those there are."""
         for kind, arrays in state.items():
             getattr(self, kind).update(arrays)
-
-    def finite(self) -> bool:
-        """Whether every parameter is a number still."""
-        return all(np.isfinite(value).all() for value in self.params.values())
 
 
 def learning_rate(step: int, steps: int, steps_per_epoch: int, highest: float) -> float:

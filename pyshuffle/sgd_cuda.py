@@ -2,17 +2,13 @@
 
 from typing import Any
 
-import numpy as np
-
 from . import sgd
 from .backends.cuda import Cuda
-from .backends.tape import Tape
 from .cuda import loss
-from .cuda.launch import download, on_device, upload, zeros_like
+from .cuda.launch import download, on_device, upload
 from .cuda.sgd import descend
 from .nets import Net
-from .ops.loss import Labels
-from .types import Array, Params
+from .types import Params
 
 
 class Trainer(sgd.Trainer):
@@ -20,25 +16,14 @@ class Trainer(sgd.Trainer):
 
     params: dict[str, Any]
     velocity: dict[str, Any]
+    arrays = Cuda
+    given: Any = staticmethod(upload)
+    assess: Any = staticmethod(loss.run)
+    descend: Any = staticmethod(descend)
 
     def __init__(self, net: Net, params: Params, decay: float = sgd.DECAY, smoothing: float = sgd.SMOOTHING) -> None:
         super().__init__(net, {}, decay, smoothing)
         self.restore({"params": params})
-
-    def step(self, images: Array, labels: Labels, rate: float) -> tuple[float, int]:
-        tape, x = Tape(Cuda(self.params, training=True)), upload(images)
-        logits = self.net(tape, x)
-        value, right, dlogits = loss.run(logits, labels, self.smoothing)
-        gradients: dict[str, Any] = tape.backward(logits, dlogits)[0]
-        for name, gradient in gradients.items():
-            weight = self.params[name]
-            if name not in self.velocity:
-                self.velocity[name] = zeros_like(weight)
-            descend(weight, self.velocity[name], gradient, rate, sgd.MOMENTUM, self.decay if weight.ndim > 1 else 0)
-        return value, right
-
-    def judge(self, images: Array, labels: Labels) -> tuple[float, int]:
-        return loss.run(self.net(Cuda(self.params), upload(images)), labels)[:2]
 
     def state(self) -> dict[str, Params]:
         stores = {"params": self.params, "velocity": self.velocity}
@@ -46,6 +31,3 @@ class Trainer(sgd.Trainer):
 
     def restore(self, state: dict[str, Params]) -> None:
         super().restore({kind: on_device(arrays) for kind, arrays in state.items()})
-
-    def finite(self) -> bool:
-        return all(np.isfinite(array).all() for array in self.state()["params"].values())

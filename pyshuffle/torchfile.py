@@ -69,7 +69,7 @@ def _tensor(storage: Storage, offset: int, size: list[int], stride: list[int], *
     return Tensor(storage, offset, tuple(size), tuple(stride))
 
 
-def _ordered_dict(items: list | None = None) -> dict:
+def _ordered_dict(items: list[Any] | None = None) -> dict[Any, Any]:
     """Emptied on the way, so that a list can be copied no second time."""
     pairs = _Dict()
     for key, value in items or ():
@@ -96,7 +96,7 @@ INSTRUCTIONS = """
 """.split()  # plain data, names, storages, calls; none that makes an object of a class or takes memory by a length that is only said
 
 
-class _Dict(dict):
+class _Dict(dict[Any, Any]):
     """Keys are text, or numbers whose hashes differ: with those of any length a file could make every look-up a long search."""
 
     def __setitem__(self, key: object, value: object) -> None:

@@ -27,7 +27,7 @@ import numpy as np
 
 from . import cli, device, nets, plots, weights
 from .data import Batch, Decoder, ImageFolder, measuring_batches, training_batches
-from .errors import TrainingError
+from .errors import DeviceError, TrainingError
 from .image import Preprocess
 from .init import initialise
 from .labels import read_labels
@@ -191,11 +191,12 @@ class Run:
 
     def save(self) -> None:
         """Write the state. What is not finite is not saved: the last good state stays."""
-        if not self.trainer.finite():
+        state = self.trainer.state()
+        if not all(np.isfinite(array).all() for array in state["params"].values()):
             raise TrainingError(f"a parameter is not finite after step {self.progress.step}: {self.last_good()}")
         meta = {"settings": dataclasses.asdict(self.settings), "progress": dataclasses.asdict(self.progress)}
         arrays: dict[str, np.ndarray] = {"meta": np.frombuffer(json.dumps(meta).encode(), np.uint8)}
-        for kind, store in self.trainer.state().items():
+        for kind, store in state.items():
             arrays |= {f"{kind}/{name}": array for name, array in store.items()}
         weights.write_atomically(self.out / STATE, lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
         self.saved_at = time.monotonic()
@@ -321,6 +322,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         print(f"{len(run.train)} images to train on, {len(run.held_out)} held out, {len(run.train.classes)} classes", flush=True)
         run.run()
+    except DeviceError as error:
+        raise DeviceError(f"{error}; go on with --resume {run.out}") from error
     finally:
         signal.signal(signal.SIGINT, usual)
     if run.stopping:

@@ -1,10 +1,12 @@
 """What the tests share: the interpretations they run over, a comparison that NaN cannot pass, and arrays and parameters to draw."""
 
+import gc
 import importlib.util
 import os
 import shutil
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -103,3 +105,36 @@ def draw_params(net: Callable, shape: tuple[int, ...], dtype: type[np.floating] 
     cost = Cost()
     net(cost, Map(shape))
     return {name: value.astype(dtype) for name, value in parameters(cost.shapes, seed).items()}
+
+
+@pytest.fixture
+def grids(monkeypatch):
+    """What would be launched, with nothing computed and no memory touched: kernels, blocks, and all numbers given along."""
+    from pyshuffle import sgd_cuda
+    from pyshuffle.cuda import launch, loss, pool
+    from pyshuffle.engine import cuda
+
+    found = []
+
+    def record(kernel, blocks, *arguments):
+        numbers = [n for a in arguments if isinstance(a, int | tuple) for n in (a if isinstance(a, tuple) else (a,))]
+        found.append((kernel, blocks if isinstance(blocks, tuple) else (blocks,), numbers))
+
+    def upload(array, dtype=np.float32):
+        return launch.Tensor(array.shape, dtype)
+
+    monkeypatch.setattr(launch, "SIMULATED", True)
+    monkeypatch.setattr(launch, "take", lambda size, dtype: np.empty(size, dtype))
+    monkeypatch.setattr(launch.Kernel, "__call__", record)
+    for module in (cuda, loss, launch, pool):
+        monkeypatch.setattr(module, "upload", upload)
+    monkeypatch.setattr(sgd_cuda, "on_device", lambda params: {name: upload(array) for name, array in params.items()})
+    monkeypatch.setattr(sgd_cuda.Trainer, "given", staticmethod(upload))
+    monkeypatch.setattr(loss, "download", lambda tensor: tensor.values)
+    monkeypatch.setattr(launch, "POOL", defaultdict(list))
+    launch.table.cache_clear()
+    pool.ninths.cache_clear()
+    yield found
+    launch.table.cache_clear()  # nobody else is to be given this memory
+    pool.ninths.cache_clear()
+    gc.collect()

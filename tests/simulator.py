@@ -6,7 +6,9 @@ to barrier, and every access is looked at:
 - by two threads, one of them writing, with nothing to order them: in shared memory between two barriers of a block, in an array
   within a launch, as nothing orders blocks;
 - a barrier that some threads of a block wait at and others never reach.
-Memory that is handed out, shared, local or the device's, holds NaN: what is read before it is written, or never written, shows.
+Memory that is handed out, shared or the device's, holds NaN: what is read before it is written, or never written, shows; of a
+thread's own arrays nothing can be read that it has not written. And every array of the device lies between two bands of a pattern,
+which are looked at after every launch that is given it: what comes to write there is seen whichever way it came.
 """
 
 import functools
@@ -16,12 +18,14 @@ from typing import Any
 
 import numpy as np
 from numba.cuda.simulator import kernel, kernelapi
+from numba.cuda.simulator.cudadrv.devicearray import FakeCUDAArray
 
 from pyshuffle.backends.arrays import Arrays
 from pyshuffle.backends.cuda import Cuda
 from pyshuffle.cuda import launch, loss
 
 ANYTHING = {"f": np.nan, "i": -(2**31)}  # what memory holds that nobody has written
+BAND, PATTERN = 256, 0xFF  # bytes on either side of an array, and what is in each: read as a float, NaN
 SPAN = 1 << 40  # of the numbers of threads, between two barriers
 SEVERAL = SPAN - 1
 
@@ -59,6 +63,24 @@ class Watched:
 def indices(shape: tuple[int, ...]) -> Any:
     """All that are in an array: negative ones are not."""
     return frozenset(np.ndindex(shape) if len(shape) > 1 else range(*shape))
+
+
+class Local(dict):
+    """An array of a thread's own: what it has written, by index."""
+
+    def __init__(self, shape: Any, dtype: Any) -> None:
+        self.shape, self.kind = shape if isinstance(shape, tuple) else (shape,), np.dtype(str(dtype)).type
+        GPU.locals.append(self)
+
+    def __missing__(self, index: Any) -> Any:
+        raise IndexError(f"index {index} is outside of a local array of shape {self.shape}, or read before it is written")
+
+    def check(self) -> None:
+        """After all is over, so that writing costs no more than with a dict."""
+        if not self.keys() <= indices(self.shape):
+            raise IndexError(f"index {max(self.keys() - indices(self.shape))} is outside of a local array of shape {self.shape}")
+        if not {type(value) for value in self.values()} <= {self.kind, int}:
+            raise TypeError(f"a local array of {self.kind.__name__} is given values of another type")
 
 
 class Thread(threading.Thread):
@@ -120,6 +142,7 @@ class GPU:
     threads: list[Thread] = []
     arrays: dict[int, Watched] = {}  # by address: arguments may be one array
     shared: dict[Any, Watched] = {}  # by the line that asks for it
+    locals: list["Local"] = []  # of the block's threads
     begin = 0  # SPAN for every barrier so far
     thread = 0
 
@@ -131,6 +154,7 @@ class GPU:
         if not any(block):  # the first one of a launch
             GPU.arrays.clear()
         GPU.shared.clear()
+        GPU.locals.clear()
         GPU.begin += SPAN
         watched = [watch(a._item._ary) if isinstance(a, kernel.FakeWithinKernelCUDAArray) else a for a in arguments]
         while len(self.threads) < self.size:
@@ -141,6 +165,8 @@ class GPU:
             for thread in self.threads:
                 if thread.waits:
                     thread.abandon()
+        for local in GPU.locals:
+            local.check()
 
     def play(self, task: Any, block: tuple[int, ...], threads: list[Thread]) -> None:
         threads[0].begin(task, block, [0])
@@ -167,17 +193,25 @@ def shared_array(_: Any, shape: Any, dtype: Any) -> Watched:
     caller = sys._getframe(1)
     where = caller.f_code, caller.f_lineno
     if where not in GPU.shared:
-        GPU.shared[where] = Watched(local_array(_, shape, dtype), shared=True)
+        GPU.shared[where] = Watched(filled(np.empty(shape, str(dtype))), shared=True)
     return GPU.shared[where]
-
-
-def local_array(_: Any, shape: Any, dtype: Any) -> np.ndarray:
-    return filled(np.empty(shape, str(dtype)))
 
 
 def filled(array: np.ndarray) -> np.ndarray:
     array.fill(ANYTHING[array.dtype.kind])
     return array
+
+
+def device_array(size: int, dtype: np.dtype) -> FakeCUDAArray:
+    bytes_ = np.full(2 * BAND + size * np.dtype(dtype).itemsize, PATTERN, np.uint8)
+    return FakeCUDAArray(bytes_.view(dtype)[BAND // np.dtype(dtype).itemsize :][:size])
+
+
+def check_bands(array: np.ndarray) -> None:
+    for band, where in ((array.base[:BAND], "before"), (array.base[-BAND:], "behind")):
+        if (band != PATTERN).any():
+            band[:] = PATTERN  # others are to use this memory
+            raise IndexError(f"a launch has written {where} an array of {(array.base.size - 2 * BAND) // array.itemsize} values")
 
 
 def take(size: int, dtype: np.dtype) -> Any:
@@ -186,12 +220,22 @@ def take(size: int, dtype: np.dtype) -> Any:
     return values
 
 
+def call(self: Any, *arguments: Any) -> Any:
+    """A device function, or a launch."""
+    if self._device:
+        return self.fn(*arguments)
+    usual_call(self, *arguments)
+    for argument in arguments:
+        if isinstance(argument, FakeCUDAArray):
+            check_bands(argument._ary)
+
+
 usual_take, launch.take = launch.take, take
-usual_call = kernel.FakeCUDAKernel.__call__
-kernel.FakeCUDAKernel.__call__ = lambda self, *a: self.fn(*a) if self._device else usual_call(self, *a)
+launch.cuda.device_array = device_array
+usual_call, kernel.FakeCUDAKernel.__call__ = kernel.FakeCUDAKernel.__call__, call
 kernel.BlockManager = GPU
 kernelapi.FakeCUDAShared.array = shared_array
-kernelapi.FakeCUDALocal.array = local_array
+kernelapi.FakeCUDALocal.array = Local
 
 
 def from_host(function: Any) -> Any:

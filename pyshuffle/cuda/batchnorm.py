@@ -31,6 +31,16 @@ def store_sums(first, second, sums, parts, c, channels):
         parts[(cuda.blockIdx.x * 2 + row) * channels + c] = total
 
 
+@cuda.jit(device=True, inline="always")
+def add_sums(parts, c, channels, count):
+    """Both sums of a channel, over all parts."""
+    first, second = 0.0, 0.0
+    for p in range(count):
+        first += parts[2 * p * channels + c]
+        second += parts[(2 * p + 1) * channels + c]
+    return first, second
+
+
 @kernel("FDiii", LANES * TALL)
 def _sums(x, parts, pixels, channels, share):
     """Of x - near and its square, near being some value of the channel: what is summed is smaller then, and cancels less."""
@@ -51,10 +61,7 @@ def _sums(x, parts, pixels, channels, share):
 def _moments(x, parts, mean, var, pixels, channels, count):
     c = cuda.grid(1)
     if c < channels:
-        total, square = 0.0, 0.0
-        for p in range(count):
-            total += parts[2 * p * channels + c]
-            square += parts[(2 * p + 1) * channels + c]
+        total, square = add_sums(parts, c, channels, count)
         total /= pixels
         mean[c] = x[pixels // 2 * channels + c] + total
         var[c] = max(square / pixels - total * total, 0.0)
@@ -99,10 +106,7 @@ def _backward_sums(dy, x, gamma, beta, mean, var, parts, pixels, channels, relu,
 def _backward_channels(parts, gamma, var, dgamma, dbeta, slope, offset, pixels, channels, training, count):
     c = cuda.grid(1)
     if c < channels:
-        total, product = 0.0, 0.0
-        for p in range(count):
-            total += parts[2 * p * channels + c]
-            product += parts[(2 * p + 1) * channels + c]
+        total, product = add_sums(parts, c, channels, count)
         inverse = 1 / math.sqrt(float64(var[c]) + EPS)
         dgamma[c] = product * inverse
         dbeta[c] = total

@@ -1,9 +1,10 @@
 """Whether every kernel compiles, and what it needs: `python -m pyshuffle.cuda.check`. No GPU is needed.
 
 Each kernel is compiled to PTX for the compute capabilities in TARGETS. Where `ptxas`, NVIDIA's assembler, is on the path, it makes
-machine code of that, and a table says what each kernel takes of a multiprocessor. A kernel fails that spills registers, keeps an
-array in local memory, or needs more than a block may have. With `--run`, on a GPU, every operation, inference and steps of training
-are compared with the reference, and timed: the report to send in.
+machine code of that, and a table says what each kernel takes of a multiprocessor, and what part of the warps that a multiprocessor
+has room for it may have there at once. A kernel fails that spills registers, keeps an array in local memory, needs more than a block
+may have, or so much that fewer than LEAST of the warps have room. With `--run`, on a GPU, every operation, inference and steps of
+training are compared with the reference, and timed: the report to send in.
 """
 
 from __future__ import annotations
@@ -26,11 +27,31 @@ from ..errors import PyShuffleError
 from ..nets import Net, ShuffleNetV1, ShuffleNetV2
 from ..types import Params
 
-TARGETS = ((7, 5), (8, 0), (9, 0), (10, 0))
-REGISTERS, SHARED, THREADS = 65536, 48 * 1024, 1024  # that a block may have, on all of them
+SHARED, THREADS = 48 * 1024, 1024  # that a block may have, on all of them
+REGISTERS, QUARTERS = 65536, 4  # of a multiprocessor; its quarters have their own, from which a warp is given them
+WARP, UNIT = 32, 256  # threads; registers that are given at one go
+LEAST = 1 / 8  # of the warps that a multiprocessor has room for: two for each quarter, so that one computes while another waits
 TOLERANCE, NET_TOLERANCE = 1e-5, 1e-4  # of the largest value, of an operation and of a network
 ROUNDS = 20  # of a measurement
 RATE = 0.01  # of learning
+
+
+class Limits(NamedTuple):
+    """What a multiprocessor has room for; of shared memory, bytes."""
+
+    warps: int
+    blocks: int
+    shared: int
+    reserved: int  # of each block, for the system
+    unit: int  # of what a block is given
+
+
+TARGETS = {  # CUDA C++ Programming Guide, technical specifications per compute capability; cuda_occupancy.h
+    (7, 5): Limits(32, 16, 64 * 1024, 0, 256),
+    (8, 0): Limits(64, 32, 164 * 1024, 1024, 128),
+    (9, 0): Limits(64, 32, 228 * 1024, 1024, 128),
+    (10, 0): Limits(64, 32, 228 * 1024, 1024, 128),
+}
 
 
 class Needs(NamedTuple):
@@ -40,9 +61,16 @@ class Needs(NamedTuple):
     shared: int  # bytes of a block
     local: int  # bytes of a thread: what is spilled, and arrays that are not in registers
 
-    def too_much(self, threads: int) -> bool:
-        registers = -(-threads // 32) * 32 * -(-self.registers // 8) * 8  # given out to whole warps, by eights
-        return bool(self.local) or registers > REGISTERS or self.shared > SHARED or threads > THREADS
+    def occupancy(self, threads: int, target: tuple[int, int]) -> float:
+        """The part of the warps of a multiprocessor that can be there at once, in blocks of so many threads; 0 if no block can."""
+        limits, warps = TARGETS[target], -(-threads // WARP)
+        by_registers = REGISTERS // QUARTERS // rounded(self.registers * WARP, UNIT) * QUARTERS // warps
+        by_shared = limits.shared // (rounded(self.shared + limits.reserved, limits.unit) or 1)
+        return min(by_registers, by_shared, limits.warps // warps, limits.blocks) * warps / limits.warps
+
+    def too_much(self, threads: int, target: tuple[int, int]) -> bool:
+        few = self.occupancy(threads, target) < LEAST
+        return few or bool(self.local) or self.shared > SHARED or threads > THREADS
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -59,24 +87,33 @@ def main(argv: list[str] | None = None) -> int:
 def compile_all() -> int:
     """Prints a line for each kernel. The exit code: 1 if one takes too much."""
     kernels, assembler = all_kernels(), shutil.which("ptxas")
-    print(f"{'kernel':<28} {'threads':>7} {'shared':>7} {'local':>6}   registers at", *(f"{a}.{b:<3}" for a, b in TARGETS))
+    titles = [f"{a}.{b}" for a, b in TARGETS]
+    print(f"{'':<28} {'':>7} {'':>7} {'':>6}   {'registers at':<23}   of the warps at")
+    print(f"{'kernel':<28} {'threads':>7} {'shared':>7} {'local':>6} ", *(f"{title:>5}" for title in titles * 2))
     failed = False
     for kernel in kernels:
         texts = {target: ptx(kernel, target) for target in TARGETS}
         if assembler is None:
             print(f"{kernel.name:<28} {kernel.threads:>7}   compiled to PTX")
             continue
-        found = [needs(assembler, text, target) for target, text in texts.items()]
-        wrong = any(need.too_much(kernel.threads) for need in found)
+        found = {target: needs(assembler, text, target) for target, text in texts.items()}
+        wrong = any(need.too_much(kernel.threads, target) for target, need in found.items())
         failed |= wrong
-        shared, local = max(need.shared for need in found), max(need.local for need in found)
-        registers = " ".join(f"{need.registers:<{len(f'{a}.{b:<3}')}}" for need, (a, b) in zip(found, TARGETS, strict=True))
-        print(f"{kernel.name:<28} {kernel.threads:>7} {shared:>7} {local:>6} {'':15} {registers}", "TOO MUCH" * wrong, flush=True)
-    targets = ", ".join(f"{a}.{b}" for a, b in TARGETS)
-    print(f"{len(kernels)} kernels compiled to PTX for compute capabilities {targets}")
+        shared, local = max(need.shared for need in found.values()), max(need.local for need in found.values())
+        registers = [f"{need.registers:>5}" for need in found.values()]
+        parts = [f"{need.occupancy(kernel.threads, target):>5.0%}" for target, need in found.items()]
+        print(
+            f"{kernel.name:<28} {kernel.threads:>7} {shared:>7} {local:>6} ", *registers, *parts, "TOO MUCH" * wrong, flush=True
+        )
+    print(f"{len(kernels)} kernels compiled to PTX for compute capabilities {', '.join(titles)}")
     if assembler is None:
         print("ptxas is not on the path: what the kernels take was not looked at")
     return int(failed)
+
+
+def rounded(amount: int, unit: int) -> int:
+    """Up to whole units."""
+    return -(-amount // unit) * unit
 
 
 def all_kernels() -> list[Any]:
@@ -156,6 +193,7 @@ def operations(x: tuple[int, ...]) -> Iterator[Line]:
         ("depthwise", "depthwise", (x, (3, 3, channels)), {}),
         ("depthwise, stride 2", "depthwise", (x, (3, 3, channels)), {"stride": 2}),
         ("batchnorm and relu", "batchnorm", (x, (channels,), (channels,)), {"training": True, "relu": True}),
+        ("relu that ends at 0.5", "relu", (x,), {"limit": 0.5}),
         *((op, op, (x,), {}) for op in ("relu", "maxpool", "avgpool", "split", "mean")),
         ("concat", "concat", (x, x), {}),
         ("add", "add", (x, x), {}),

@@ -16,7 +16,7 @@ import numpy as np
 from numba import cuda, float32, int32
 
 from ..ops.conv import check
-from .launch import Kernel, Tensor, blocks_for, first3, first4, first5, first8, kernel, parts_for, summed, table
+from .launch import Kernel, Tensor, blocks_for, kernel, parts_for, summed, table
 from .relu import between
 
 TILE = 32  # pixels or channels of a block
@@ -24,34 +24,62 @@ DEPTH = 16  # columns of A in shared memory at a time
 SIDE = 8  # threads along either axis of a tile
 EACH = TILE // SIDE
 THREADS = SIDE * SIDE
-PADDED = TILE + 1  # so that threads that write a column of a tile do not write to one bank of the memory
+PADDED = TILE + 2  # so that a warp that writes 16 rows of 2 columns of a tile writes to 32 banks of the memory
 LOADS = TILE * DEPTH // THREADS  # values of a tile that a thread gathers
 BIAS, RESIDUAL, RELU = 1, 2, 4  # what may follow the product, as bits
 
 
 @cuda.jit(device=True, inline="always")
-def source(i, j, tap, kernel, spread, height, width):
+def source(i, j, tap, wide, spread, height, width):
     """The pixel of x that a tap sees whose window begins at (i, j), or -1 for none. The spread, 1 or 2, is not divided by."""
-    h, l, odd = i + tap // kernel, j + tap % kernel, spread - 1
+    h, l, odd = i + tap // wide, j + tap % wide, spread - 1
     if h < 0 or l < 0 or (h | l) & odd or h >= height * spread or l >= width * spread:
         return -1
     return (h >> odd) * width + (l >> odd)
 
 
-def _multiply(windowed: bool) -> Kernel:
-    """The product, for windows of any kind or, faster, for such as are a pixel, the same as that of y."""
+@cuda.jit(device=True, inline="always")
+def clear(sums):
+    for i in range(EACH):
+        for j in range(EACH):
+            sums[i, j] = 0
+
+
+@cuda.jit(device=True, inline="always")
+def add_products(sums, a, b, t):
+    """To the sums of a thread, those of DEPTH columns of the tiles, once all threads have gathered these; then all may go on."""
+    right = cuda.local.array(EACH, float32)
+    cuda.syncthreads()
+    for k in range(DEPTH):
+        for j in range(EACH):
+            right[j] = b[k, t % SIDE + j * SIDE]
+        for i in range(EACH):
+            left = a[k, t // SIDE + i * SIDE]
+            for j in range(EACH):
+                sums[i, j] += left * right[j]
+    cuda.syncthreads()
+
+
+def _multiply(name: str, windowed: bool = False, by_input: bool = False) -> Kernel:
+    """The product, for windows of any kind or, faster, for such as are a pixel, the same as that of y.
+
+    by_input: weights lie side by side that have neighbouring inputs, and not outputs; threads that do read them at one go.
+    """
+
+    WIDTH = PADDED if by_input else TILE
 
     def multiply(x, offsets, w, bias, residual, residual_offsets, y, view, read, weights, written, added, follow, limit):
-        images, rows, columns, height, width, kernel, stride, spread = first8(view)
-        x_first, x_image, x_pixel, inputs = first4(read)
-        w_first, w_tap, w_input, w_output, w_group = first5(weights)
-        y_first, y_image, y_pixel, outputs = first4(written)
-        r_first, r_image, r_pixel = first3(added)
+        images, rows, columns, height, width = view[0], view[1], view[2], view[3], view[4]
+        wide, stride, spread = view[5], view[6], view[7]
+        x_first, x_image, x_pixel, inputs = read[0], read[1], read[2], read[3]
+        w_first, w_tap, w_input, w_output, w_group = weights[0], weights[1], weights[2], weights[3], weights[4]
+        y_first, y_image, y_pixel, outputs = written[0], written[1], written[2], written[3]
+        r_first, r_image, r_pixel = added[0], added[1], added[2]
         a = cuda.shared.array((DEPTH, PADDED), float32)
-        b = cuda.shared.array((DEPTH, TILE), float32)
+        b = cuda.shared.array((DEPTH, WIDTH), float32)
         t, group = cuda.threadIdx.x, cuda.blockIdx.z
         m0, n0 = cuda.blockIdx.x * TILE, cuda.blockIdx.y * TILE
-        size, depth = rows * columns, kernel * kernel * inputs
+        size, depth = rows * columns, wide * wide * inputs
         begins = cuda.local.array(LOADS, int32)  # of the image, or of the pixel, or -1 where there is none
         at_i = cuda.local.array(LOADS, int32)
         at_j = cuda.local.array(LOADS, int32)
@@ -61,15 +89,12 @@ def _multiply(windowed: bool) -> Kernel:
             if m < images * size:
                 p = m % size
                 begins[e] = x_first + m // size * x_image
-                at_i[e] = p // columns * stride - kernel // 2
-                at_j[e] = p % columns * stride - kernel // 2
+                at_i[e] = p // columns * stride - wide // 2
+                at_j[e] = p % columns * stride - wide // 2
                 if not windowed:
                     begins[e] += p * x_pixel
-        right = cuda.local.array(EACH, float32)
         sums = cuda.local.array((EACH, EACH), float32)
-        for i in range(EACH):
-            for j in range(EACH):
-                sums[i, j] = 0
+        clear(sums)
         for k0 in range(0, depth, DEPTH):
             k = k0 + t % DEPTH
             tap, c, offset = 0, k, 0
@@ -81,33 +106,27 @@ def _multiply(windowed: bool) -> Kernel:
                 value = np.float32(0)
                 if k < depth and begins[e] >= 0:
                     if windowed:
-                        p = source(at_i[e], at_j[e], tap, kernel, spread, height, width)
+                        p = source(at_i[e], at_j[e], tap, wide, spread, height, width)
                         if p >= 0:
                             value = x[begins[e] + p * x_pixel + offset]
                     else:
                         value = x[begins[e] + offset]
                 a[t % DEPTH, t // DEPTH + e * (THREADS // DEPTH)] = value
-            n = n0 + t % TILE
             for e in range(LOADS):
-                kk = k0 + t // TILE + e * (THREADS // TILE)
-                value = np.float32(0)
-                if kk < depth and n < outputs:
+                if by_input:
+                    row, column = t % DEPTH, t // DEPTH + e * (THREADS // DEPTH)
+                else:
+                    row, column = t // TILE + e * (THREADS // TILE), t % TILE
+                k, n, value = k0 + row, n0 + column, np.float32(0)
+                if k < depth and n < outputs:
                     at = w_first + group * w_group + n * w_output
                     if windowed:
-                        at += kk // inputs * w_tap + kk % inputs * w_input
+                        at += k // inputs * w_tap + k % inputs * w_input
                     else:
-                        at += kk * w_input
+                        at += k * w_input
                     value = w[at]
-                b[t // TILE + e * (THREADS // TILE), t % TILE] = value
-            cuda.syncthreads()
-            for k in range(DEPTH):
-                for j in range(EACH):
-                    right[j] = b[k, t % SIDE + j * SIDE]
-                for i in range(EACH):
-                    left = a[k, t // SIDE + i * SIDE]
-                    for j in range(EACH):
-                        sums[i, j] += left * right[j]
-            cuda.syncthreads()
+                b[row, column] = value
+            add_products(sums, a, b, t)
         for i in range(EACH):
             m = m0 + t // SIDE + i * SIDE
             if m < images * size:
@@ -124,60 +143,50 @@ def _multiply(windowed: bool) -> Kernel:
                             value = between(value, limit)
                         y[y_first + n_image * y_image + p * y_pixel + out] = value
 
-    multiply.__name__ = "multiply_windows" if windowed else "multiply"
+    multiply.__name__ = name
     return kernel("FIFFFIFIIIIIif", THREADS)(multiply)
 
 
-multiply, multiply_windows = _multiply(False), _multiply(True)
+multiply, multiply_by_input = _multiply("multiply"), _multiply("multiply_by_input", by_input=True)
+multiply_windows = _multiply("multiply_windows", windowed=True)
 
 
 @kernel("FFFIiiii", THREADS)
 def multiply_transposed(x, dy, parts, view, inputs, depth, outputs, share):
     """parts[p] = A^T dy over `share` of the pixels, for every group. x, dy and parts are contiguous."""
-    images, rows, columns, height, width, size, stride, _ = first8(view)
+    images, rows, columns, height, width, wide, stride = view[0], view[1], view[2], view[3], view[4], view[5], view[6]
     a = cuda.shared.array((DEPTH, TILE), float32)
     b = cuda.shared.array((DEPTH, TILE), float32)
     t, groups, tiles = cuda.threadIdx.x, cuda.gridDim.z, (outputs + TILE - 1) // TILE
-    group = cuda.blockIdx.z
-    k0, n0 = cuda.blockIdx.y // tiles * TILE, cuda.blockIdx.y % tiles * TILE
+    part, group = cuda.blockIdx.y, cuda.blockIdx.z
+    k0, n0 = cuda.blockIdx.x // tiles * TILE, cuda.blockIdx.x % tiles * TILE
     k, n = k0 + t % TILE, n0 + t % TILE
     tap, c = k // inputs, k % inputs
-    last = min((cuda.blockIdx.x + 1) * share, images * rows * columns)
-    right = cuda.local.array(EACH, float32)
+    last = min((part + 1) * share, images * rows * columns)
     sums = cuda.local.array((EACH, EACH), float32)
-    for i in range(EACH):
-        for j in range(EACH):
-            sums[i, j] = 0
-    for m0 in range(cuda.blockIdx.x * share, last, DEPTH):
+    clear(sums)
+    for m0 in range(part * share, last, DEPTH):
         for e in range(LOADS):
             m = m0 + t // TILE + e * (THREADS // TILE)
             value, slope = np.float32(0), np.float32(0)
             if m < last:
                 p = m % (rows * columns)
-                i, j = p // columns * stride - size // 2, p % columns * stride - size // 2
+                i, j = p // columns * stride - wide // 2, p % columns * stride - wide // 2
                 if k < depth:
-                    seen = source(i, j, tap, size, 1, height, width)
+                    seen = source(i, j, tap, wide, 1, height, width)
                     if seen >= 0:
                         value = x[((m // (rows * columns) * height * width + seen) * groups + group) * inputs + c]
                 if n < outputs:
                     slope = dy[(m * groups + group) * outputs + n]
             a[t // TILE + e * (THREADS // TILE), t % TILE] = value
             b[t // TILE + e * (THREADS // TILE), t % TILE] = slope
-        cuda.syncthreads()
-        for m in range(DEPTH):
-            for j in range(EACH):
-                right[j] = b[m, t % SIDE + j * SIDE]
-            for i in range(EACH):
-                left = a[m, t // SIDE + i * SIDE]
-                for j in range(EACH):
-                    sums[i, j] += left * right[j]
-        cuda.syncthreads()
+        add_products(sums, a, b, t)
     for i in range(EACH):
         k = k0 + t // SIDE + i * SIDE
         for j in range(EACH):
             n = n0 + t % SIDE + j * SIDE
             if k < depth and n < outputs:
-                parts[((cuda.blockIdx.x * depth + k) * groups + group) * outputs + n] = sums[i, j]
+                parts[((part * depth + k) * groups + group) * outputs + n] = sums[i, j]
 
 
 def forward(x: Tensor, w: Tensor, stride: int = 1, groups: int = 1, bias: Tensor | None = None) -> Tensor:
@@ -198,9 +207,9 @@ def backward(
     depth, outputs, pixels = size * size * inputs, out // groups, images * rows * columns
     parts = Tensor((parts_for(pixels), *w.shape))
     tiles = blocks_for(depth, TILE) * blocks_for(outputs, TILE)
-    view = (images, rows, columns, x.shape[1], x.shape[2], size, stride, 1)
+    view = (images, rows, columns, x.shape[1], x.shape[2], size, stride)
     share = blocks_for(pixels, len(parts))
-    multiply_transposed((len(parts), tiles, groups), x, dy, parts, view, inputs, depth, outputs, share)
+    multiply_transposed((tiles, len(parts), groups), x, dy, parts, view, inputs, depth, outputs, share)
     dw = summed(parts, w.shape)
     if not need_dx:
         return None, dw
@@ -234,8 +243,8 @@ def product(
     from pixel to pixel; then the channels of a group of x, and of y. weights: where w begins, and what is from tap to tap, from
     input to input, from output to output, from group to group. limit: of a ReLU.
     """
-    plain = view[5:] == (1, 1, 1)
+    plain = multiply if weights[3] == 1 else multiply_by_input
     grid = blocks_for(math.prod(view[:3]), TILE), blocks_for(written[3], TILE), groups
-    (multiply if plain else multiply_windows)(
+    (plain if view[5:] == (1, 1, 1) else multiply_windows)(
         grid, x, offsets, w, bias, residual, residual_offsets, y, view, read, weights, written, added, follow, limit
     )

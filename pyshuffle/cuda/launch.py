@@ -7,7 +7,7 @@ An address costs numba the least to hand over: so a tuple of numbers is handed o
 
 Everything runs on the default stream, one thing after another. So memory that is let go can be used again at once, though what was
 launched before may still be reading it: `take` hands out what `Memory` gave back. Nothing is copied between host and device but by
-`upload` and `download`, and the images and logits of a compiled network.
+`copy` and `fetch`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from __future__ import annotations
 import math
 import warnings
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import cache, cached_property
 from typing import Any
 
@@ -23,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import cuda, float32, float64, int32, types, void
 
-from ..errors import ShapeError
+from ..errors import DeviceError, ShapeError
 from ..types import Array, Params
 
 ARGUMENTS = {"F": types.CPointer(float32), "D": types.CPointer(float64), "I": types.CPointer(int32)} | {
@@ -37,6 +38,21 @@ TALL = 8  # rows of threads in such a block
 THREADS = 256  # of a block that sees each value alone
 PARTS = 64  # at most, of a sum over pixels that blocks share
 LARGEST = 2**31 - 1  # number of values that an int32 can point to
+FAILURES = "CudaAPIError", "CUDAError"  # as the errors are called that numba raises and, at a launch, the library under it
+FULL = "CUDA_ERROR_OUT_OF_MEMORY"
+
+
+@contextmanager
+def driver() -> Iterator[None]:
+    """Whatever is asked of the driver. Raises DeviceError where it fails: often with what was launched before."""
+    try:
+        yield
+    except Exception as error:
+        if type(error).__name__ not in FAILURES:
+            raise
+        if FULL in str(error):
+            raise DeviceError("device cuda: its memory is full: fewer images at once are needed") from error
+        raise DeviceError(f"device cuda: the driver fails: {error}") from error
 
 
 class Kernel:
@@ -55,9 +71,12 @@ class Kernel:
         return cuda.jit(self.signature)(self.function)
 
     def __call__(self, blocks: int | tuple[int, ...], *arguments: Any) -> None:
+        if blocks == 0:  # nothing to compute, which the driver refuses to launch
+            return
         Kernel.launched += 1
         arguments = tuple(table(a) if isinstance(a, tuple) else a for a in arguments)
-        self.compiled[blocks, self.threads](*(a.memory.pointer if isinstance(a, Tensor) else a for a in arguments))
+        with driver():
+            self.compiled[blocks, self.threads](*(a.memory.pointer if isinstance(a, Tensor) else a for a in arguments))
 
 
 def kernel(arguments: str, threads: int = THREADS) -> Callable[[Callable[..., None]], Kernel]:
@@ -83,16 +102,16 @@ POOL: Pool = defaultdict(list)  # what is free, by size: a step of training repe
 
 
 def take(size: int, dtype: np.dtype[Any]) -> Any:
-    """A flat device array with anything in it."""
-    free = POOL[size, dtype]
-    if free:
-        return free.pop()
-    try:
-        return cuda.device_array(size, dtype)
-    except Exception:  # the device is full: let go of sizes that were needed before
-        if not any(POOL.values()):
-            raise MemoryError from None
-        POOL.clear()
+    """A flat device array with anything in it. Raises DeviceError."""
+    with suppress(IndexError):
+        return POOL[size, dtype].pop()
+    with driver():
+        try:
+            return cuda.device_array(size, dtype)
+        except Exception as error:
+            if FULL not in str(error):
+                raise
+        POOL.clear()  # sizes that were needed before
         return cuda.device_array(size, dtype)
 
 
@@ -131,13 +150,25 @@ def upload(array: npt.NDArray[Any], dtype: Any = np.float32) -> Any:
         raise ShapeError(f"an array is {array.dtype}: the kernels compute in float32, the reference in any float dtype")
     tensor = Tensor(array.shape, dtype)
     if tensor.size:
-        tensor.values.copy_to_device(np.ascontiguousarray(array, dtype).reshape(-1))
+        copy(np.ascontiguousarray(array, dtype), tensor.values)
     return tensor
+
+
+def copy(array: npt.NDArray[Any], values: Any) -> None:
+    """To the device."""
+    with driver():
+        values.copy_to_device(array.reshape(-1))
 
 
 def download(tensor: Tensor) -> Array:
     """A copy on the host."""
-    host: Array = tensor.values.copy_to_host().reshape(tensor.shape)
+    return fetch(tensor.values).reshape(tensor.shape)
+
+
+def fetch(values: Any) -> Array:
+    """From the device, once all that was launched is done."""
+    with driver():
+        host: Array = values.copy_to_host()
     return host
 
 
@@ -155,12 +186,13 @@ def milliseconds(run: Callable[[], object], rounds: int) -> list[float]:
     """What the device takes for each of so many calls, by its own clock."""
     times = []
     for _ in range(rounds):
-        begin, end = cuda.event(), cuda.event()
-        begin.record()
-        run()
-        end.record()
-        end.synchronize()
-        times.append(begin.elapsed_time(end))
+        with driver():
+            begin, end = cuda.event(), cuda.event()
+            begin.record()
+            run()
+            end.record()
+            end.synchronize()
+            times.append(begin.elapsed_time(end))
     return times
 
 
@@ -172,31 +204,6 @@ def blocks_for(size: int, each: int = THREADS) -> int:
 def parts_for(pixels: int) -> int:
     """In how many parts pixels are summed: a number that depends on nothing else, so that the sum never does."""
     return min(PARTS, blocks_for(pixels, 128))
-
-
-@cuda.jit(device=True, inline="always")
-def first3(t):
-    return t[0], t[1], t[2]
-
-
-@cuda.jit(device=True, inline="always")
-def first4(t):
-    return t[0], t[1], t[2], t[3]
-
-
-@cuda.jit(device=True, inline="always")
-def first5(t):
-    return t[0], t[1], t[2], t[3], t[4]
-
-
-@cuda.jit(device=True, inline="always")
-def first6(t):
-    return t[0], t[1], t[2], t[3], t[4], t[5]
-
-
-@cuda.jit(device=True, inline="always")
-def first8(t):
-    return t[0], t[1], t[2], t[3], t[4], t[5], t[6], t[7]
 
 
 @kernel("Fi")

@@ -1,20 +1,8 @@
 """Linear layer: a 1x1 convolution of maps of one pixel, as in ops/linear.py."""
 
-from numba import cuda
-
 from ..ops.linear import check
 from . import conv
-from .launch import Tensor, blocks_for, kernel
-
-
-@kernel("FFii")
-def _add_rows(dy, db, rows, columns):
-    o = cuda.grid(1)
-    if o < columns:
-        total = 0.0
-        for n in range(rows):
-            total += dy[n * columns + o]
-        db[o] = total
+from .launch import Tensor, summed
 
 
 def forward(x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
@@ -29,11 +17,7 @@ def backward(dy: Tensor, x: Tensor, w: Tensor, b: Tensor | None = None) -> tuple
     dx, dw = conv.backward(_map(dy), _map(x), w.reshape(1, 1, *w.shape))
     assert dx is not None  # it was asked for
     gradients = dx.reshape(*x.shape), dw.reshape(*w.shape)
-    if b is None:
-        return gradients
-    db = Tensor(b.shape)
-    _add_rows(blocks_for(db.size), dy, db, *dy.shape)
-    return *gradients, db
+    return gradients if b is None else (*gradients, summed(dy, b.shape))
 
 
 def _map(x: Tensor) -> Tensor:

@@ -1,43 +1,53 @@
 """Pooling: the kernels for ops/pool.py, where the equations stand. A thread computes one value; neighbours, neighbouring channels.
 
-Where windows overlap a gradient is gathered, not scattered: each pixel of dx asks the up to four windows that it is in.
+Where windows overlap a gradient is gathered, not scattered: each pixel of dx asks the up to four windows that it is in. An average
+is a depthwise convolution, all of whose weights are 1/9.
 """
 
 import math
+from functools import cache
 
 import numpy as np
 from numba import cuda
 
 from ..ops.check import check_gradient, check_map
 from ..ops.pool import pooled_shape
-from .launch import Tensor, blocks_for, first3, first4, first5, kernel, table
+from . import depthwise
+from .launch import Tensor, blocks_for, kernel, table, upload
 
-NINTH = np.float32(1 / 9)
 LEAST = np.float32(-np.inf)
+
+
+@cuda.jit(device=True, inline="always")
+def largest(x, begin, pixel, i, j, height, width):
+    """The pixel of a window that a maximum takes: the first of the largest, or of those that are NaN."""
+    winner, best = -1, LEAST
+    for h in range(max(2 * i - 1, 0), min(2 * i + 2, height)):
+        for l in range(max(2 * j - 1, 0), min(2 * j + 2, width)):
+            value = x[begin + (h * width + l) * pixel]
+            if winner < 0 or value > best or (math.isnan(value) and not math.isnan(best)):
+                winner, best = h * width + l, value
+    return winner
 
 
 @kernel("FIFIII")
 def maximum_of(x, offsets, y, view, read, written):
     """Through a table of channels, as in conv.py."""
-    images, rows, columns, height, width = first5(view)
-    x_first, x_image, x_pixel = first3(read)
-    y_first, y_image, y_pixel, channels = first4(written)
+    images, rows, columns, height, width = view[0], view[1], view[2], view[3], view[4]
+    x_first, x_image, x_pixel = read[0], read[1], read[2]
+    y_first, y_image, y_pixel, channels = written[0], written[1], written[2], written[3]
     index = cuda.grid(1)
     if index < images * rows * columns * channels:
         p, c = index // channels, index % channels
         image, i, j = p // (rows * columns), p % (rows * columns) // columns, p % columns
-        begin, best = x_first + image * x_image + offsets[c], LEAST
-        for h in range(max(2 * i - 1, 0), min(2 * i + 2, height)):
-            for l in range(max(2 * j - 1, 0), min(2 * j + 2, width)):
-                value = x[begin + (h * width + l) * x_pixel]
-                if value > best or math.isnan(value):
-                    best = value
-        y[y_first + image * y_image + (i * columns + j) * y_pixel + c] = best
+        begin = x_first + image * x_image + offsets[c]
+        winner = largest(x, begin, x_pixel, i, j, height, width)
+        y[y_first + image * y_image + (i * columns + j) * y_pixel + c] = x[begin + winner * x_pixel]
 
 
 @kernel("FFFIi")
 def _max_backward(dy, x, dx, view, channels):
-    images, rows, columns, height, width = first5(view)
+    images, rows, columns, height, width = view[0], view[1], view[2], view[3], view[4]
     index = cuda.grid(1)
     if index < images * height * width * channels:
         p, c = index // channels, index % channels
@@ -45,50 +55,16 @@ def _max_backward(dy, x, dx, view, channels):
         total = np.float32(0)
         for i in range(h // 2, min((h + 1) // 2 + 1, rows)):
             for j in range(l // 2, min((l + 1) // 2 + 1, columns)):
-                winner, best = -1, LEAST
-                for hh in range(max(2 * i - 1, 0), min(2 * i + 2, height)):
-                    for ll in range(max(2 * j - 1, 0), min(2 * j + 2, width)):
-                        value = x[((image * height + hh) * width + ll) * channels + c]
-                        if winner < 0 or value > best or (math.isnan(value) and not math.isnan(best)):
-                            winner, best = hh * width + ll, value
-                if winner == h * width + l:
+                if largest(x, image * height * width * channels + c, channels, i, j, height, width) == h * width + l:
                     total += dy[((image * rows + i) * columns + j) * channels + c]
         dx[index] = total
-
-
-@kernel("FFIi")
-def _average(x, y, view, channels):
-    images, rows, columns, height, width = first5(view)
-    index = cuda.grid(1)
-    if index < images * rows * columns * channels:
-        p, c = index // channels, index % channels
-        image, i, j = p // (rows * columns), p % (rows * columns) // columns, p % columns
-        total = np.float32(0)
-        for h in range(max(2 * i - 1, 0), min(2 * i + 2, height)):
-            for l in range(max(2 * j - 1, 0), min(2 * j + 2, width)):
-                total += x[((image * height + h) * width + l) * channels + c]
-        y[index] = total * NINTH
-
-
-@kernel("FFIi")
-def _average_backward(dy, dx, view, channels):
-    images, rows, columns, height, width = first5(view)
-    index = cuda.grid(1)
-    if index < images * height * width * channels:
-        p, c = index // channels, index % channels
-        image, h, l = p // (height * width), p % (height * width) // width, p % width
-        total = np.float32(0)
-        for i in range(h // 2, min((h + 1) // 2 + 1, rows)):
-            for j in range(l // 2, min((l + 1) // 2 + 1, columns)):
-                total += dy[((image * rows + i) * columns + j) * channels + c]
-        dx[index] = total * NINTH
 
 
 @kernel("FIFIIi")
 def mean_of(x, offsets, y, read, written, images):
     """Through a table of channels. written: where y begins, what is from image to image, the channels, the pixels of x."""
-    x_first, x_image, x_pixel = first3(read)
-    y_first, y_image, channels, pixels = first4(written)
+    x_first, x_image, x_pixel = read[0], read[1], read[2]
+    y_first, y_image, channels, pixels = written[0], written[1], written[2], written[3]
     index = cuda.grid(1)
     if index < images * channels:
         image, c = index // channels, index % channels
@@ -124,7 +100,7 @@ def max_backward(dy: Tensor, x: Tensor) -> tuple[Tensor]:
 def average(x: Tensor) -> Tensor:
     """x (N, H, W, C) -> y (N, ceil(H/2), ceil(W/2), C). Raises ShapeError."""
     y = Tensor(pooled_shape(x))
-    _average(blocks_for(y.size), x, y, _view(x, y), x.shape[3])
+    depthwise.run(x, ninths(x.shape[3]), y, stride=2)
     return y
 
 
@@ -132,8 +108,14 @@ def average_backward(dy: Tensor, x: Tensor) -> tuple[Tensor]:
     """dy (N, ceil(H/2), ceil(W/2), C) -> dx like x. Raises ShapeError."""
     check_gradient(dy, pooled_shape(x))
     dx = Tensor(x.shape)
-    _average_backward(blocks_for(x.size), dy, dx, _view(x, dy), x.shape[3])
+    depthwise.run(dy, ninths(x.shape[3]), dx, spread=2)
     return (dx,)
+
+
+@cache
+def ninths(channels: int) -> Tensor:
+    weights: Tensor = upload(np.full(depthwise.TAPS * channels, 1 / 9, np.float32))
+    return weights
 
 
 def mean(x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Channel shuffle, split and concat: the kernel for ops/shuffle.py. In inference they are no steps at all, see model.py."""
+"""Channel shuffle, split and concat: the kernel for ops/shuffle.py. In a compiled network they are no steps at all."""
 
 from numba import cuda
 

@@ -7,6 +7,7 @@ read and write, one place after another as they are needed: a place has the maps
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..cuda import conv, depthwise, pool
-from ..cuda.launch import LARGEST, Tensor, blocks_for, upload
+from ..cuda.launch import LARGEST, Tensor, blocks_for, copy, fetch, upload
 from ..errors import ShapeError
 from ..nets import Net, check_size
 from ..types import Array, Params
@@ -61,6 +62,7 @@ class Model:
         self.plan = plan
         self.constants = {step.target: (tensor(step.what.weight), tensor(step.what.bias)) for step in plan.steps}
         self.programs: dict[int, Program] = {}  # by number of images
+        self._lock = threading.Lock()  # all calls share one arena: Python threads take turns
 
     def __call__(self, x: Array) -> Array:
         height, width = self.plan.size
@@ -69,11 +71,11 @@ class Model:
             raise ShapeError(f"x is {x.dtype} of shape {x.shape}: the model was compiled for float32 (N, {height}, {width}, 3)")
         if not np.isfinite(x).all():
             raise ShapeError("x holds a value that is not finite")
-        program = self.program(len(x))
-        program.image.copy_to_device(np.ascontiguousarray(x).reshape(-1))
-        program.run()
-        logits: Array = program.logits.copy_to_host().reshape(len(x), self.plan.classes)
-        return logits
+        with self._lock:
+            program = self.program(len(x))
+            copy(np.ascontiguousarray(x), program.image)
+            program.run()
+            return fetch(program.logits).reshape(len(x), self.plan.classes)
 
     def program(self, images: int) -> Program:
         """Raises ShapeError where the maps of so many images are more than an int32 can point into."""
