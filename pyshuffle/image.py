@@ -3,14 +3,12 @@
 Whatever is in a file of KINDS becomes 8-bit RGB: the first frame of an animation, turned as its EXIF data say, transparency on white,
 greyscale of more than 8 bits scaled and not clipped. Colour profiles are ignored, as by all the published preprocessing.
 
-Files are not trusted. Before anything is decoded it is worked out how much memory that may take: a few bytes can ask for any amount.
+Files are not trusted: bounds.py works out what one may take before it is decoded.
 """
 
 import io
 import math
 import os
-import re
-import struct
 import warnings
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -21,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from . import bounds
 from .errors import ImageError
 from .types import Array
 
@@ -28,14 +27,6 @@ Source = str | os.PathLike[str] | BinaryIO
 
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".pgm", ".ppm", ".tif", ".tiff", ".webp"}  # of the images in a folder
 KINDS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # by content. Pillow reads others, EPS by running a program
-MEMORY = 410_000_000  # bytes that a file, and all that is made of it up to an RGB image, may take
-PIXEL, JPEG_PIXEL = 17, 8  # bytes that a pixel takes at most meanwhile
-COEFFICIENTS = 5  # and besides in a JPEG file of several scans, which is unpacked as a whole
-MAX_SCANS = 30  # of a JPEG file, each a pass over the whole image; encoders make about 10
-VALUE = 300  # bytes that a number in a TIFF directory takes as an object, with the strip that it may stand for
-VALUE_SIZES = np.array([1, 1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4, 1, 1, 8, 8, 8])  # bytes in the file, by the type of an entry
-MARKER = re.compile(rb"\xff([\x02-\xcf\xd9-\xfe])")  # in a JPEG file, but for those with nothing behind them
-TOO_LARGE = f"would take more than {MEMORY:,} bytes of memory, the limit against files that unpack to fill it"
 TURNS: dict[object, Image.Transpose] = {  # EXIF's orientation: how to undo it
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -46,7 +37,7 @@ TURNS: dict[object, Image.Transpose] = {  # EXIF's orientation: how to undo it
     8: Image.Transpose.ROTATE_90,
 }
 MIN_SIDE = 8  # pixels: less shows nothing that could be named
-MAX_RESIZE = 1024  # pixels: an image as long as MAX_ASPECT allows then takes half of MEMORY
+MAX_RESIZE = 1024  # pixels: an image as long as MAX_ASPECT allows then takes half of bounds.MEMORY
 MAX_ASPECT = 50  # long side : short side; the resized image grows with it
 
 
@@ -179,71 +170,27 @@ def _read(file: BinaryIO) -> Image.Image:
     """An upright image of any mode, its pixels decoded."""
     if file.seekable():
         file.seek(0)  # as Pillow does
-    content = file.read(MEMORY + 1)
+    content = file.read(bounds.MEMORY + 1)
     if not content:
         raise ImageError("an empty file")
-    memory = len(content) + _memory_of_directory(content)
-    _check_memory(memory)
+    memory = len(content) + bounds.of_directory(content)
+    bounds.check(memory)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\b")  # what it can do without in a damaged file; sizes are checked here
         picture = Image.open(io.BytesIO(content), formats=KINDS)
         _check_size(*picture.size)
-        _check_memory(memory + _bytes_a_pixel(picture, content) * picture.width * picture.height)
+        bounds.check(memory + bounds.of_pixels(picture, content))
         picture.load()
         return _upright(picture)
-
-
-def _bytes_a_pixel(picture: Image.Image, content: bytes) -> int:
-    """What decoding takes at most. Raises ImageError for a JPEG file that would take longer than any image is worth."""
-    if picture.format not in ("JPEG", "MPO"):  # the latter has further images behind the first one
-        return PIXEL
-    scans = _scans(content)
-    if scans > MAX_SCANS:
-        raise ImageError(f"a JPEG file of {scans} scans: no encoder makes more than {MAX_SCANS}")
-    return JPEG_PIXEL + (COEFFICIENTS if scans > 1 else 0)
 
 
 def _upright(picture: Image.Image) -> Image.Image:
     """Turned as its EXIF data say, which may stand behind the pixels, or in a text of numbers to the base 16."""
     text = picture.info.get("Raw profile type exif", "")
     exif = picture.info.get("exif") or bytes.fromhex("".join(text.split("\n")[3:]))
-    _check_memory(_memory_of_directory(exif.removeprefix(b"Exif\0\0")))
+    bounds.check(bounds.of_directory(exif.removeprefix(b"Exif\0\0")))
     turn = TURNS.get(picture.getexif().get(ExifTags.Base.Orientation))
     return picture if turn is None else picture.transpose(turn)
-
-
-def _memory_of_directory(content: bytes) -> int:
-    """What the entries of the first directory take: of a TIFF file or of EXIF data, 0 if it is neither.
-
-    Many of them can say that they lie in the same place, and each is read.
-    """
-    order = {b"II*\0": "<", b"MM\0*": ">", b"II+\0": "<", b"MM\0+": ">"}.get(content[:4])
-    if order is None:
-        return 0
-    big = b"+" in content[:4]
-    (place,) = struct.unpack_from(f"{order}{'Q' if big else 'I'}", content, 8 if big else 4)
-    (count,) = struct.unpack_from(f"{order}{'Q' if big else 'H'}", content, place)
-    number = f"{order}u{8 if big else 4}"
-    entry = np.dtype([("tag", f"{order}u2"), ("type", f"{order}u2"), ("count", number), ("place", number)])
-    begin = place + (8 if big else 2)
-    entries = np.frombuffer(content, entry, min(count, (len(content) - begin) // entry.itemsize), begin)
-    sizes = VALUE_SIZES[np.minimum(entries["type"], len(VALUE_SIZES) - 1)]
-    counts = np.minimum(entries["count"], len(content) // sizes)
-    return int((counts * np.where(sizes > 1, VALUE, 1)).sum())
-
-
-def _scans(content: bytes) -> int:
-    """Of a JPEG file, up to the end of its first image."""
-    place = scans = 0
-    while (marker := MARKER.search(content, place)) and marker[1] != b"\xd9":
-        scans += marker[1] == b"\xda"
-        place = marker.end() + int.from_bytes(content[marker.end() : marker.end() + 2], "big")
-    return scans
-
-
-def _check_memory(needed: int) -> None:
-    if needed > MEMORY:
-        raise ImageError(TOO_LARGE)
 
 
 def _check_size(width: int, height: int) -> None:
@@ -259,7 +206,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         return f"no image of a kind that is read: {', '.join(KINDS)}"
     if isinstance(error, Image.DecompressionBombError):
-        return TOO_LARGE
+        return bounds.TOO_LARGE
     if isinstance(error, MemoryError):
         return "does not fit into memory"
     if isinstance(error, OSError) and error.strerror:

@@ -166,7 +166,7 @@ def test_an_image_is_decoded_once(root, tmp_path, monkeypatch):
             if path in pictures:
                 assert decode(path) == pictures[path]
             else:
-                with pytest.raises(ImageError, match=r"03\.png: no image of a kind that Pillow reads"):
+                with pytest.raises(ImageError, match=r"03\.png: no image of a kind that is read"):
                     decode(path)
             path.unlink(missing_ok=True)
     assert list(decode.faults) == [folder.files[3]]

@@ -31,7 +31,7 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from pyshuffle import image, torchfile, weights
+from pyshuffle import bounds, image, torchfile, weights
 from pyshuffle.errors import ImageError, TrainingError, WeightsError
 from pyshuffle.nets import describe
 
@@ -231,7 +231,7 @@ def test_bombs_of_60000_pixels_each_way():
 def test_of_many_frames_one_is_decoded(kind, monkeypatch):
     frames = [Image.new("RGB", (64, 64), (i, 0, 0)) for i in range(100)]
     content = mutate.written(frames[0], kind, {"save_all": True, "append_images": frames[1:]})
-    monkeypatch.setattr(image, "MEMORY", len(content) + image.PIXEL * 64 * 64 + 10_000)
+    monkeypatch.setattr(bounds, "MEMORY", len(content) + bounds.PIXEL * 64 * 64 + 10_000)
     assert np.asarray(image.decode(io.BytesIO(content))).max() <= 2  # the first frame is black
 
 
@@ -277,7 +277,7 @@ def test_a_jpeg_file_of_many_scans():
 
 def test_a_jpeg_file_of_several_scans_takes_more_memory():
     once, several = (mutate.written(Image.new("RGB", (64, 64)), "jpeg", {"progressive": flag}) for flag in (False, True))
-    assert [image._bytes_a_pixel(Image.open(io.BytesIO(content)), content) for content in (once, several)] == [8, 13]
+    assert [bounds.of_pixels(Image.open(io.BytesIO(content)), content) / 64**2 for content in (once, several)] == [8, 13]
 
 
 def test_a_stream_that_does_not_end(monkeypatch):
@@ -286,7 +286,7 @@ def test_a_stream_that_does_not_end(monkeypatch):
             assert size >= 0
             return bytes(size)
 
-    monkeypatch.setattr(image, "MEMORY", 1000)
+    monkeypatch.setattr(bounds, "MEMORY", 1000)
     with pytest.raises(ImageError, match="bytes of memory"):
         image.decode(Endless())
 
@@ -488,7 +488,7 @@ def main() -> int:
                 command = [sys.executable, __file__, "--kind", kind, "--cases", str(-(-args.cases // len(kinds)))]
                 if kind in mutate.IMAGES:
                     largest = Path(folder) / "largest"
-                    largest.write_bytes(mutate.largest(kind, image.MEMORY))
+                    largest.write_bytes(mutate.largest(kind, bounds.MEMORY))
                     command += ["--largest", str(largest)]
                 failed |= subprocess.run(command).returncode
     return failed

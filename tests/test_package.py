@@ -33,14 +33,14 @@ RANKS = [  # a module imports from rooms of its own or a higher number only
     {"export", "check"},
     {"classify"},
     {"audit", "train", "gradcheck", "peers", "visualise", "explain", "trace"},
-    {"device"},
+    {"device", "plots"},
     {"sgd", "sgd_cuda"},
     {"cli", "data", "weights"},
     {"experiments", "figures", "init", "image", "labels", "torchfile"},
     {"engine"},
     {"backends"},
     {"nets", "ops", "cuda"},
-    {"errors", "plots", "tables", "types", "tiles"},
+    {"bounds", "errors", "tables", "types", "tiles"},
 ]
 FLOOR = {name.removesuffix(".py") for name in jit.TILES}  # of the engine; all kernels may stand on them: a room of their own
 

@@ -45,12 +45,12 @@ def places(distributions) -> Iterator[Places]:
         with zipfile.ZipFile(wheel) as archive:
             archive.extractall(installed)
         native.load()
-        code = native._read(native._key())
+        code = native._read(native._file("engine"))
         if code is None:
             pytest.skip("there is no place to keep what is compiled")
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("NUMBA_CACHE_DIR", str(compiled))
-            native._write(native._key(), code)
+            native._write(native._file("engine"), code)
         for path in (Path(folder), *Path(folder).rglob("*")):
             path.chmod(0o555 if path.is_dir() else 0o444)
         yield Places(wheel, installed, photo, compiled)

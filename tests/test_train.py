@@ -290,7 +290,7 @@ def test_damaged_images_are_named_counted_and_left_out(images, tmp_path, capsys)
     assert run(images, *SMALL, "--epochs", 2, "--out", tmp_path / "run") == 0
     out, error = capsys.readouterr()
     assert sorted(error.splitlines()) == [
-        f"skipped {images / 'a' / '0.png'}: no image of a kind that Pillow reads",
+        f"skipped {images / 'a' / '0.png'}: no image of a kind that is read: BMP, GIF, JPEG, PNG, PPM, TIFF, WEBP",
         f"skipped {images / 'b' / '9.png'}: 2 x 2 pixels: at least 8 are needed each way",
     ]
     assert [line.endswith("2 images skipped") for line in out.splitlines() if "held-out loss" in line] == [True, True]
