@@ -2,6 +2,7 @@
 
 import gc
 import math
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -252,6 +253,41 @@ def test_models_are_called_from_several_threads_at_once(same, threads):
     for answers, right in zip(call_at_once(models, inputs, 40), expected, strict=True):
         for logits in answers:
             np.testing.assert_array_equal(logits, right)
+
+
+def test_ten_thousand_calls_of_four_models_by_eight_threads():
+    """Every answer is the one that the model gives alone."""
+    nets = (
+        ShuffleNetV2(0.33, classes=5),
+        ShuffleNetV2(0.25, classes=7, wiring="torchvision"),
+        ShuffleNetV1(0.25, groups=3, classes=9),
+        MobileNetV2(0.1, classes=3),
+    )
+    models = 2 * [compiled(net, 32, 32, 1) for net in nets]
+    inputs = [draw_images(1, 32, 32, seed) for seed in range(8)]
+    expected = [model(x) for model, x in zip(models, inputs, strict=True)]
+    for answers, right in zip(call_at_once(models, inputs, 1250), expected, strict=True):
+        np.testing.assert_array_equal(np.stack(answers), np.broadcast_to(right, (1250, *right.shape)))
+
+
+def answer_of_a_model(threads: int) -> bytes:
+    """What a model answers in the process that runs this."""
+    return compiled(ShuffleNetV2(0.5, classes=10), 64, 64, threads)(draw_images(3, 64, 64)).tobytes()
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_processes_of_a_pool_have_models_of_their_own(method):
+    """While this one has its own, and its threads."""
+    if method not in multiprocessing.get_all_start_methods():
+        pytest.skip(f"there is no {method} here")
+    expected = answer_of_a_model(2)
+    model = compiled(ShuffleNetV2(0.5, classes=10), 64, 64, 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of fork in a process with threads
+        with multiprocessing.get_context(method).Pool(2) as pool:
+            answers = pool.map_async(answer_of_a_model, [1, 2, 1, 2])
+            assert model(draw_images(3, 64, 64)).tobytes() == expected
+            assert answers.get(timeout=120) == 4 * [expected]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")

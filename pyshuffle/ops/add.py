@@ -11,7 +11,7 @@ from numba import prange
 
 from ..types import Array
 from .check import check_gradient, check_same, require_float32
-from .jit import kernel, rows
+from .jit import helper, kernel, rows
 from .reading import ROWS, Map, block, source
 
 
@@ -25,30 +25,32 @@ def backward_reference(dy: Array, a: Array, b: Array) -> tuple[Array, Array]:
     return dy, dy
 
 
+@helper
+def read_both(a, b, part, pixels):
+    """A part of so many pixels: the first of its rows, and the rows of either map."""
+    first, last = part * ROWS, min((part + 1) * ROWS, pixels)
+    shape = (last - first, a.channels)
+    return first, block(a, first, np.empty(shape, np.float32)), block(b, first, np.empty(shape, np.float32))
+
+
 @kernel
 def _forward(a, b, low, y):  # (P, C); low: 0 for a ReLU, else -inf
-    channels = y.shape[1]
     for part in prange(-(-len(y) // ROWS)):
-        first, last = part * ROWS, min((part + 1) * ROWS, len(y))
-        lefts = block(a, first, np.empty((last - first, channels), np.float32))
-        rights = block(b, first, np.empty((last - first, channels), np.float32))
-        for r in range(last - first):
+        first, lefts, rights = read_both(a, b, part, len(y))
+        for r in range(len(lefts)):
             left, right, out = lefts[r], rights[r], y[first + r]
-            for c in range(channels):
+            for c in range(len(out)):
                 total = left[c] + right[c]
                 out[c] = low if total < low else total  # NaN stays NaN
 
 
 @kernel
 def _backward(dy, a, b, d):  # of the sum with a ReLU
-    channels = d.shape[1]
     for part in prange(-(-len(d) // ROWS)):
-        first, last = part * ROWS, min((part + 1) * ROWS, len(d))
-        lefts = block(a, first, np.empty((last - first, channels), np.float32))
-        rights = block(b, first, np.empty((last - first, channels), np.float32))
-        for r in range(last - first):
+        first, lefts, rights = read_both(a, b, part, len(d))
+        for r in range(len(lefts)):
             left, right, given, out = lefts[r], rights[r], dy[first + r], d[first + r]
-            for c in range(channels):
+            for c in range(len(out)):
                 out[c] = given[c] if left[c] + right[c] > 0 else np.float32(0)
 
 
