@@ -8,6 +8,7 @@ from typing import Any
 
 from .backends.arrays import Arrays
 from .backends.numba import Numba
+from .backends.reference import Reference
 from .backends.tape import Tape
 from .data import Batch
 from .nets import Net
@@ -77,6 +78,14 @@ class Trainer:
         """Put arrays of such a state in the place of those there are."""
         for kind, arrays in state.items():
             getattr(self, kind).update(arrays)
+
+
+class ReferenceTrainer(Trainer):
+    """The same by plain NumPy, in the dtype of the parameters: the oracle of the others."""
+
+    arrays = Reference
+    losses = loss.forward_reference, loss.backward_reference
+    descend = staticmethod(sgd.descend_reference)
 
 
 def learning_rate(step: int, steps: int, steps_per_epoch: int, highest: float) -> float:

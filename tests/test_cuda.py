@@ -33,7 +33,6 @@ from pyshuffle.engine import cuda as engine
 from pyshuffle.engine.plan import IMAGE, OUTPUT, Map
 from pyshuffle.errors import DeviceError, ShapeError
 from pyshuffle.nets import ARCHS, MobileNetV1, MobileNetV2, ShuffleNetV1, ShuffleNetV2, mobilenet, shufflenet_v1, shufflenet_v2
-from pyshuffle.ops import loss
 from pyshuffle.sgd_cuda import Trainer
 from pyshuffle.weights import Checkpoint
 
@@ -73,10 +72,6 @@ def pictures(*shape):
 
 def expected_logits(net, params, images):
     return net(Reference({name: array.astype(np.float64) for name, array in params.items()}), images.astype(np.float64))
-
-
-class ReferenceTrainer(sgd.Trainer):
-    arrays, losses = Reference, (loss.forward_reference, loss.backward_reference)
 
 
 def test_a_compiled_network_gives_the_reference_logits_and_no_step_touches_what_is_not_its_own(net):
@@ -123,7 +118,7 @@ def test_three_steps_of_training_are_the_references(net):
     """Losses, and what the parameters have come to, running statistics included."""
     params, images, labels = draw_params(net, (1, 32, 32, 3)), pictures(8, 16, 16, 3), np.arange(8) % 5
     trainer = Trainer(net, {name: array.astype(np.float32) for name, array in params.items()})
-    reference = ReferenceTrainer(net, params)
+    reference = sgd.ReferenceTrainer(net, params)
     for _ in range(3):
         value, right = trainer.step(images, labels, 0.005)
         expected, named = reference.step(images.astype(np.float64), labels, 0.005)

@@ -230,13 +230,9 @@ def network(net: Net, images: int, size: int, exactly: bool) -> Iterator[Line]:
     from ..backends.reference import Reference
     from ..engine import cuda
     from ..init import initialise
-    from ..ops import loss
-    from ..sgd import Trainer
+    from ..sgd import ReferenceTrainer, Trainer
     from ..sgd_cuda import Trainer as DeviceTrainer
     from .launch import milliseconds
-
-    class ReferenceTrainer(Trainer):
-        arrays, losses = Reference, (loss.forward_reference, loss.backward_reference)
 
     x, labels = (
         np.random.default_rng(0).standard_normal((images, size, size, 3)).astype(np.float32),
