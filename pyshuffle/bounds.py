@@ -14,6 +14,7 @@ COEFFICIENTS = 5  # and besides in a JPEG file of several scans, which is unpack
 MAX_SCANS = 30  # of a JPEG file, each a pass over the whole image; encoders make about 10
 VALUE = 300  # bytes that a number in a TIFF directory takes as an object, with the strip that it may stand for
 VALUE_SIZES = np.array([1, 1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4, 1, 1, 8, 8, 8])  # bytes in the file, by the type of an entry
+DIRECTORIES = re.compile(rb"Exif\0\0|MPF\0")  # what is before them in a JPEG file
 MARKER = re.compile(rb"\xff([\x02-\xcf\xd9-\xfe])")  # in a JPEG file, but for those with nothing behind them
 TOO_LARGE = f"would take more than {MEMORY:,} bytes of memory, the limit against files that unpack to fill it"
 
@@ -40,12 +41,15 @@ def of_directory(content: bytes) -> int:
 
     Many of them can say that they lie in the same place, and each is read.
     """
-    order = {b"II*\0": "<", b"MM\0*": ">", b"II+\0": "<", b"MM\0+": ">"}.get(content[:4])
-    if order is None:
+    order = {b"II": "<", b"MM": ">"}.get(content[:2])
+    if order is None or content[2:4] not in (b"*\0", b"\0*", b"+\0", b"\0+"):
         return 0
-    big = b"+" in content[:4]
-    (place,) = struct.unpack_from(f"{order}{'Q' if big else 'I'}", content, 8 if big else 4)
-    (count,) = struct.unpack_from(f"{order}{'Q' if big else 'H'}", content, place)
+    big = content[2:3] == b"+"  # as Pillow has it
+    try:
+        (place,) = struct.unpack_from(f"{order}{'Q' if big else 'I'}", content, 8 if big else 4)
+        (count,) = struct.unpack_from(f"{order}{'Q' if big else 'H'}", content, place)
+    except struct.error:  # it ends before
+        return 0
     number = f"{order}u{8 if big else 4}"
     entry = np.dtype([("tag", f"{order}u2"), ("type", f"{order}u2"), ("count", number), ("place", number)])
     begin = place + (8 if big else 2)
@@ -53,6 +57,11 @@ def of_directory(content: bytes) -> int:
     sizes = VALUE_SIZES[np.minimum(entries["type"], len(VALUE_SIZES) - 1)]
     counts = np.minimum(entries["count"], len(content) // sizes)
     return int((counts * np.where(sizes > 1, VALUE, 1)).sum())
+
+
+def of_parts(content: bytes) -> int:
+    """The same for what a JPEG file has such directories in."""
+    return sum(of_directory(content[part.end() : part.end() + 65533]) for part in DIRECTORIES.finditer(content))
 
 
 def scans(content: bytes) -> int:

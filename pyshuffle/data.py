@@ -34,7 +34,8 @@ Decode: TypeAlias = Callable[[Path], Image.Image]
 ORDER, CROP = 1, 2  # what is drawn: each has numbers of its own
 MIN_AREA = 0.5  # of a random crop, as a part of the image: small networks underfit, so the augmentation is mild
 MAX_STRETCH = 4 / 3
-ROOM, SPARE = 4 << 30, 1 << 30  # bytes of decoded images that are kept, at most, and of the disk that are left free, at least
+ROOM = 4 << 30  # bytes of decoded images that are kept, at most
+SPARE = 1 << 30  # bytes of the disk that are left free, at least
 
 
 @dataclass(frozen=True)
@@ -111,33 +112,41 @@ class Decoder:
         self._end = 0
 
     def __call__(self, path: Path) -> Image.Image:
-        """The RGB image. Raises ImageError."""
+        """The RGB image. Raises ImageError for one that is damaged, DataError for one that cannot be read just now."""
         if path in self.faults:
             raise ImageError(self.faults[path])
-        if path in self._places and self._file:
-            begin, size = self._places[path]
-            self._file.seek(begin)
-            return Image.frombytes("RGB", size, self._file.read(3 * size[0] * size[1]))
+        with suppress(OSError):
+            if kept := self._kept(path):
+                return kept
         try:
             picture = image.decode(path)
         except ImageError as error:
+            if isinstance(error.__cause__, MemoryError) or getattr(error.__cause__, "errno", None):
+                raise DataError(str(error)) from error
             self.faults[path] = str(error)
             raise
         with suppress(OSError):  # of a disk that is full or cannot be written: the next epoch decodes again
             self._keep(path, picture)
         return picture
 
+    def _kept(self, path: Path) -> Image.Image | None:
+        if path not in self._places or self._file is None:
+            return None
+        begin, size = self._places[path]
+        self._file.seek(begin)
+        return Image.frombytes("RGB", size, self._file.read(3 * size[0] * size[1]))
+
     def _keep(self, path: Path, picture: Image.Image) -> None:
         pixels = picture.tobytes()
         if self._end + len(pixels) > ROOM or shutil.disk_usage(self.folder).free < SPARE + len(pixels):
             return
         if self._file is None:
-            self._file = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115 - closed with the decoder
+            self._file = tempfile.TemporaryFile(dir=self.folder, buffering=0)  # noqa: SIM115 - closed with the decoder
             weakref.finalize(self, self._file.close)
         self._file.seek(self._end)
-        self._file.write(pixels)
-        self._places[path] = self._end, picture.size
-        self._end += len(pixels)
+        if self._file.write(pixels) == len(pixels):
+            self._places[path] = self._end, picture.size
+            self._end += len(pixels)
 
 
 def training_batches(
@@ -175,18 +184,15 @@ def measuring_batches(
 def load(
     folder: ImageFolder, preprocess: image.Preprocess, indices: npt.NDArray[np.int64], crop: Callable[[int], Image.Image]
 ) -> Batch:
-    """The images at the given places, cropped by `crop` and normalised, and their labels; without those that cannot be decoded.
-    Raises DataError where none can."""
+    """The images at the given places, cropped by `crop` and normalised, and their labels; without those that are damaged, perhaps
+    none."""
     pixels, labels = [], []
     for index in indices:
         with suppress(ImageError):
             pixels.append(np.asarray(crop(int(index))))
             labels.append(folder.labels[index])
-    if not pixels:
-        raise DataError(
-            f"{folder.files[indices[0]]}: this image and the {len(indices) - 1} others of its batch cannot be decoded"
-        )
-    return image.normalise(np.stack(pixels), preprocess), np.array(labels)
+    shape = (-1, preprocess.crop, preprocess.crop, 3)
+    return image.normalise(np.array(pixels, np.uint8).reshape(shape), preprocess), np.array(labels, np.int64)
 
 
 def random_crop(picture: Image.Image, size: int, rng: np.random.Generator) -> Image.Image:

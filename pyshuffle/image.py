@@ -9,8 +9,10 @@ Files are not trusted: bounds.py works out what one may take before it is decode
 import io
 import math
 import os
+import re
+import struct
 import warnings
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
@@ -26,6 +28,7 @@ from .types import Array
 Source = str | os.PathLike[str] | BinaryIO
 
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".pgm", ".ppm", ".tif", ".tiff", ".webp"}  # of the images in a folder
+JPEG = b"\xff\xd8\xff"  # begins such a file
 KINDS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # by content. Pillow reads others, EPS by running a program
 TURNS: dict[object, Image.Transpose] = {  # EXIF's orientation: how to undo it
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -174,6 +177,8 @@ def _read(file: BinaryIO) -> Image.Image:
     if not content:
         raise ImageError("an empty file")
     memory = len(content) + bounds.of_directory(content)
+    if content.startswith(JPEG):  # where they are read at once
+        memory += bounds.of_parts(content)
     bounds.check(memory)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\b")  # what it can do without in a damaged file; sizes are checked here
@@ -188,8 +193,10 @@ def _upright(picture: Image.Image) -> Image.Image:
     """Turned as its EXIF data say, which may stand behind the pixels, or in a text of numbers to the base 16."""
     text = picture.info.get("Raw profile type exif", "")
     exif = picture.info.get("exif") or bytes.fromhex("".join(text.split("\n")[3:]))
-    bounds.check(bounds.of_directory(exif.removeprefix(b"Exif\0\0")))
-    turn = TURNS.get(picture.getexif().get(ExifTags.Base.Orientation))
+    bounds.check(bounds.of_directory(re.sub(rb"^(Exif\0\0)+", b"", exif)))
+    turn = None
+    with suppress(struct.error):  # of data that end too early
+        turn = TURNS.get(picture.getexif().get(ExifTags.Base.Orientation))
     return picture if turn is None else picture.transpose(turn)
 
 

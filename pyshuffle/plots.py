@@ -11,7 +11,7 @@ Rows = Sequence[dict[str, Any]]
 
 
 def sheet(path: Path) -> Any:
-    """What to draw on. Raises PyShuffleError without matplotlib, and for a kind of file that it does not write."""
+    """What to draw on. Raises PyShuffleError without matplotlib, and for a file that it could not write."""
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError:
@@ -20,6 +20,8 @@ def sheet(path: Path) -> Any:
     kinds = figure.canvas.get_supported_filetypes()
     if path.suffix.removeprefix(".") not in kinds:
         raise PyShuffleError(f"--plot {path}: its name must end in one of {', '.join(sorted(kinds))}")
+    if not path.absolute().parent.is_dir():
+        raise PyShuffleError(f"--plot {path}: there is no such folder")
     return figure
 
 

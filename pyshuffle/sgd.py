@@ -11,6 +11,7 @@ from .backends.numba import Numba
 from .backends.reference import Reference
 from .backends.tape import Tape
 from .data import Batch
+from .errors import DataError
 from .nets import Net
 from .ops import loss, sgd
 from .ops.loss import Labels
@@ -45,15 +46,18 @@ class Trainer:
 
     def recompute(self, batches: Iterable[Batch]) -> None:
         """Make the running statistics the mean of those of these batches. While the weights moved, they lagged behind."""
-        for number, (images, _) in enumerate(batches, start=1):
+        for number, images in enumerate((images for images, _ in batches if len(images)), start=1):
             self.net(self.arrays(self.params, training=True, momentum=1 / number), self.given(images))
 
     def measure(self, batches: Iterable[Batch]) -> tuple[float, float]:
-        """(mean loss without smoothing, accuracy) with the running statistics."""
+        """(mean loss without smoothing, accuracy) with the running statistics. Raises DataError without an image."""
         total, right, seen = 0.0, 0, 0
         for images, labels in batches:
-            value, named = self.judge(images, labels)
-            total, right, seen = total + value * len(labels), right + named, seen + len(labels)
+            if len(labels):
+                value, named = self.judge(images, labels)
+                total, right, seen = total + value * len(labels), right + named, seen + len(labels)
+        if not seen:
+            raise DataError("there is no image to measure on")
         return total / seen, right / seen
 
     def judge(self, images: Array, labels: Labels) -> tuple[float, int]:

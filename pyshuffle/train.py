@@ -4,6 +4,8 @@ The recipe is the papers', its figures those of the authors' code: SGD with mome
 images of a batch that falls linearly to 0, weight decay 4e-5, label smoothing 0.1, mild random crops and mirroring.
 
 A run keeps three files, each replaced whole: `state.npz`, from which it can go on; `weights.npz`, for `classify`; and `log.csv`.
+While it lasts, a file without a name holds the decoded images, up to 4 GB of them.
+
 Everything random comes from the seed, the epoch and the image, and the kernels give the same bits for any number of threads, so a
 run that is killed and resumed ends with exactly the weights of one that was not.
 """
@@ -35,7 +37,7 @@ from .sgd import learning_rate
 from .types import Array
 
 COLUMNS = ("epoch", "step", "rate", "loss", "accuracy", "held_out_loss", "held_out_accuracy", "images_per_second", "seconds")
-STATISTICS = 8192  # images from which the last ones are computed
+STATISTICS = 8192  # images from which the running statistics are computed anew at the end
 STATE, WEIGHTS, LOG = "state.npz", "weights.npz", "log.csv"
 
 
@@ -153,7 +155,7 @@ class Run:
         """The steps of an epoch, counted from 1, from number `start` on."""
         began = time.monotonic()
         for images, labels in self.batches(epoch, start):
-            value, right = self.trainer.step(images, labels, self.rate(self.progress.step))
+            value, right = self.trainer.step(images, labels, self.rate(self.progress.step)) if len(labels) else (0.0, 0)
             if not math.isfinite(value):
                 raise TrainingError(f"the loss is {value} in epoch {epoch} at step {self.progress.step + 1}: {self.last_good()}")
             now = time.monotonic()

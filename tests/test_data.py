@@ -1,5 +1,7 @@
 """Folders of images, and batches of them."""
 
+import errno
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -145,11 +147,15 @@ def test_a_damaged_image_is_left_out(root):
     assert [len(labels) for _, labels in batches] == [len(images) for images, _ in batches]
 
 
-def test_a_batch_of_damaged_images_is_an_error(root):
+def test_a_batch_of_damaged_images_is_empty(root):
     for path in (root / "cat").iterdir():
         path.write_bytes(b"no image")
-    with pytest.raises(DataError, match=r"00\.png: this image and the 4 others of its batch cannot be decoded"):
-        list(data.measuring_batches(ImageFolder.scan(root), PREPROCESS, 5))
+    batches = list(data.measuring_batches(ImageFolder.scan(root), PREPROCESS, 5))
+    assert [(images.shape, labels.tolist()) for images, labels in batches] == [
+        ((0, 32, 32, 3), []),
+        ((0, 32, 32, 3), []),
+        ((5, 32, 32, 3), 5 * [1]),
+    ]
     for path in (root / "dog").iterdir():
         path.write_bytes(b"no image")
     with pytest.raises(DataError, match="none of the images looked at can be decoded"):
@@ -182,8 +188,42 @@ def test_images_that_find_no_room_are_decoded_again(root, tmp_path, monkeypatch,
         if limit == "ROOM" and path == folder.files[0]:
             assert decode(path) == picture
         else:
-            with pytest.raises(ImageError, match="No such file"):
+            with pytest.raises(DataError, match="No such file"):
                 decode(path)
+    assert not decode.faults  # they may be sound
+
+
+def test_what_the_disk_takes_in_part_is_decoded_again(root, tmp_path, monkeypatch):
+    """Or not at all: a quota shows only when something is written."""
+    folder, decode = ImageFolder.scan(root), data.Decoder(tmp_path)
+    first, second, third = folder.files[:3]
+    pictures = [decode(path) for path in (first, second, third)]
+    pixels = pictures[0].tobytes()
+
+    class Full:
+        """A file that has room for an image and a half, and then for none."""
+
+        def __init__(self):
+            self.content, self.place = b"", 0
+
+        def seek(self, place):
+            self.place = place
+
+        def read(self, count):
+            return self.content[self.place :][:count]
+
+        def write(self, more):
+            if len(self.content) > self.place:
+                raise OSError(errno.EDQUOT, "quota exceeded")
+            fits = more[: len(pixels) * 3 // 2 - len(self.content)]
+            self.content += fits
+            return len(fits)
+
+    decode = data.Decoder(tmp_path)
+    decode._file = Full()
+    for _ in range(2):
+        assert [decode(path) for path in (first, second, third)] == pictures
+    assert list(decode._places) == [first]
 
 
 def test_no_file_is_left_behind_or_needed(root, tmp_path):

@@ -28,7 +28,7 @@ from pathlib import Path
 import mutate
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 from PIL.PngImagePlugin import PngInfo
 
 from pyshuffle import bounds, image, torchfile, weights
@@ -259,6 +259,34 @@ def test_a_tiff_file_of_as_many_strips_as_fit():
 def test_exif_data_whose_entries_lie_in_one_place(kind):
     exif = b"Exif\0\0" + tiff([(1000 + i, 4, 10_000, 14) for i in range(200)], bytes(40_000))
     refused(mutate.written(Image.new("RGB", (64, 64)), kind, {"exif": exif}), "410,000,000 bytes of memory")
+
+
+@pytest.mark.parametrize("prefix", TiffImagePlugin.PREFIXES, ids=repr)
+def test_every_beginning_of_a_directory_that_pillow_knows(prefix):
+    """Read as Pillow reads it: as one of big numbers by the third byte alone."""
+    order, big = "<" if prefix[:2] == b"II" else ">", prefix[2] == 43
+    number = "Q" if big else "I"
+    head = prefix + (struct.pack(f"{order}HHQ", 8, 0, 16) if big else struct.pack(f"{order}I", 8))
+    entries = [struct.pack(f"{order}HH{number}{number}", 1000 + i, 4, 10_000, 16) for i in range(200)]
+    exif = head + struct.pack(f"{order}{'Q' if big else 'H'}", 200) + b"".join(entries) + bytes(44_000)
+    for again in (1, 2):  # Pillow takes off the words before it more than once
+        content = mutate.written(Image.new("RGB", (64, 64)), "png", {"exif": again * b"Exif\0\0" + exif})
+        refused(content, "410,000,000 bytes of memory")
+
+
+def test_a_table_of_images_in_a_jpeg_file():
+    """Of an MPF segment, which Pillow reads while it opens the file."""
+    table = b"MPF\0" + tiff([(1000 + i, 4, 14_000, 14) for i in range(100)], bytes(57_000))
+    content = mutate.written(Image.new("RGB", (64, 64)), "jpeg", {})
+    segment = b"\xff\xe2" + struct.pack(">H", len(table) + 2) + table
+    refused(content[:2] + segment + content[2:], "410,000,000 bytes of memory")
+
+
+@pytest.mark.parametrize("exif", [b"II*\0\x08\0\0\0", b"MM\0*\0\1\0\0", b"II*\0", b"II+\0\x08\0\0\0"], ids=repr)
+@pytest.mark.parametrize("kind", ["jpeg", "png"])
+def test_exif_data_that_end_too_early_are_passed_over(kind, exif):
+    content = mutate.written(Image.new("RGB", (64, 64)), kind, {"exif": b"Exif\0\0" + exif})
+    assert image.decode(io.BytesIO(content)).size == (64, 64)
 
 
 def test_exif_data_in_a_text_of_a_png_file():

@@ -1,12 +1,14 @@
 """Where machine code is kept, and what is not believed to be it."""
 
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from pyshuffle.engine import native
+from pyshuffle.engine import library, native
 from pyshuffle.ops import jit, product
 
 
@@ -49,7 +51,8 @@ def test_compiled_kernels_are_of_all_the_sources_that_they_stand_on():
     """numba asks for the kernel's own file; what it calls, and the tiles, count as well."""
     kept = product._multiply._cache._cache_file
     assert kept._source_stamp[-1] == jit.SOURCES
-    names = {"product.py", "windows.py", "jit.py", "machine.py", "emitter.py", "tiles.py", "intrinsics.py"}
+    names = {"product.py", "reading.py", "windows.py", "jit.py", "machine.py", "emitter.py", "tiles.py", "intrinsics.py"}
+    names |= {"library.py", "training_tiles.py"}
     assert {path.name for path in jit.STOOD_ON} >= names
 
 
@@ -64,3 +67,28 @@ def test_kernels_without_compiled_code():
     environment = os.environ | {"NUMBA_DISABLE_JIT": "1"}
     lines = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=True).stdout
     assert lines.count("NUMBA_DISABLE_JIT is set: these kernels are nothing but compiled code; use the Reference backend") == 2
+
+
+def test_code_is_of_all_the_files_that_it_is_made_of():
+    """What `kernels` and `intrinsics` import, and what that imports, within the engine."""
+    folder, made_of, left = Path(native.__file__).parent, set(), {"kernels", "library", "native"}
+    while left:
+        name = left.pop()
+        made_of.add(name)
+        text = (folder / f"{name}.py").read_text(encoding="utf-8")
+        named = " ".join(re.findall(r"^ *from \. ?(\w+|import [\w, ]+)", text.replace("from .", "from . "), re.MULTILINE))
+        left |= {found for found in re.findall(r"\w+", named) if (folder / f"{found}.py").exists()} - made_of
+    assert made_of <= set(native.SOURCES)
+
+
+def test_every_tile_that_is_called_by_name_is_in_the_library():
+    defined = {function.name for function in library.module().functions if not function.is_declaration}
+    assert {tile.name(**shape) for tile, shapes in library.shapes().items() for shape in shapes.values()} == defined - {""}
+
+
+def test_kernels_of_another_processor_are_not_taken_for_those_of_this_one():
+    """Not even where numba calls both by one name."""
+    command = [sys.executable, "-c", "from pyshuffle.ops import jit; print(jit.SOURCES)"]
+    machines = [{"NUMBA_CPU_NAME": "generic"}, {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+avx,+avx2,+fma"}]
+    stamps = [subprocess.run(command, capture_output=True, text=True, env=os.environ | m, check=True).stdout for m in machines]
+    assert len({jit.SOURCES, *(stamp.strip() for stamp in stamps)}) == 3

@@ -130,7 +130,7 @@ def test_a_user_without_a_home_is_told_once_that_nothing_is_kept(places, user):
     done = start(places.installed, "-c", script, user=user)
     assert done.returncode == 0
     assert done.stdout.decode().splitlines() == [str(places.installed / "pyshuffle" / "engine" / "__pycache__")]
-    assert done.stderr.count(b"the compiled engine cannot be kept; set NUMBA_CACHE_DIR") == 1
+    assert done.stderr.count(b"compiled code cannot be kept; set NUMBA_CACHE_DIR") == 1
 
 
 def test_from_an_archive_code_is_kept_in_the_users_cache(places, tmp_path):

@@ -283,7 +283,7 @@ def test_settings_are_checked():
         train.Settings(net={}, data="", images="", labels=(), detail=0, hold_out=1.0)
 
 
-def test_damaged_images_are_named_counted_and_left_out(images, tmp_path, capsys):
+def test_damaged_images_are_named_counted_and_left_out(images, tmp_path, capsys, monkeypatch):
     """One to train on, and one that is held out; a run that goes on leaves out the same."""
     (images / "a" / "0.png").write_bytes(b"no image")
     Image.new("L", (2, 2)).save(images / "b" / "9.png")
@@ -294,6 +294,56 @@ def test_damaged_images_are_named_counted_and_left_out(images, tmp_path, capsys)
         f"skipped {images / 'b' / '9.png'}: 2 x 2 pixels: at least 8 are needed each way",
     ]
     assert [line.endswith("2 images skipped") for line in out.splitlines() if "held-out loss" in line] == [True, True]
+    monkeypatch.setattr(train.Run, "train_epoch", stopping_after(4, train.Run.train_epoch))
+    assert run(images, *SMALL, "--epochs", 2, "--out", tmp_path / "stopped") == cli.INTERRUPTED
+    monkeypatch.undo()
+    assert run("--resume", tmp_path / "stopped") == 0
+    assert_same_weights(tmp_path / "run", tmp_path / "stopped")
+
+
+def stopping_after(steps, train_epoch):
+    """As a run is asked to stop in the step of that number."""
+
+    def stopped(self, epoch, start):
+        step = self.trainer.step
+
+        def counted(*arguments):
+            self.stopping = self.progress.step + 1 == steps
+            return step(*arguments)
+
+        self.trainer.step = counted
+        train_epoch(self, epoch, start)
+
+    return stopped
+
+
+def test_a_held_out_batch_without_a_sound_image_is_passed_over(images, tmp_path):
+    """Of six held out, five make a batch, and the last is damaged."""
+    (images / "c" / "9.png").write_bytes(b"no image")
+    assert run(images, *SMALL, "--batch", 5, "--epochs", 1, "--out", tmp_path / "run") == 0
+
+
+def test_a_run_killed_while_it_closes_the_last_epoch_ends_with_the_same_bits(images, tmp_path, monkeypatch):
+    assert run(images, *SMALL, "--epochs", 2, "--out", tmp_path / "whole") == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(sgd.Trainer, "measure", lambda *_: 1 / 0)  # after the statistics are computed
+        patch.setattr(train.Run, "close_epoch", only_last(train.Run.close_epoch))
+        with pytest.raises(ZeroDivisionError):
+            run(images, *SMALL, "--epochs", 2, "--out", tmp_path / "killed")
+    assert run("--resume", tmp_path / "killed") == 0
+    assert_same_weights(tmp_path / "whole", tmp_path / "killed")
+
+
+def only_last(close_epoch):
+    """The first epoch closes as if it had been measured."""
+
+    def closed(self, epoch):
+        if epoch == 2:
+            close_epoch(self, epoch)
+        else:
+            self.progress.close_epoch(epoch, 0.0, (0.0, 0.0))
+
+    return closed
 
 
 def test_statistics_are_recomputed_as_the_mean_over_batches():

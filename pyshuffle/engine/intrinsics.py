@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from llvmlite import ir
-from numba import types
+from numba import config, types
 from numba.extending import intrinsic
 
 from . import library
-from .emitter import I64, Tile
+from .emitter import I64, VOID, Tile
 from .tiles import average, dense, maximum, peak, window
 from .training_tiles import covary, differentiate, maximum_slope, measure, normalise, slope
 
@@ -33,14 +33,17 @@ def _numbered(tile: Tile) -> Any:
     """The intrinsic that calls the tile of a kind whose number (library.py) is its first argument."""
 
     def generate(context: Any, builder: ir.IRBuilder, _signature: Any, values: list[ir.Value]) -> Any:
-        done = builder.append_basic_block("done")
-        switch = builder.switch(values[0], done)
+        done, none = (builder.append_basic_block(name) for name in ("done", "none"))
+        switch = builder.switch(values[0], none)
         for number, shape in library.shapes()[tile].items():
             block = builder.append_basic_block(f"tile{number}")
             switch.add_case(I64(number), block)
             builder.position_at_end(block)
             _call(context, builder, tile, shape, values[1])
             builder.branch(done)
+        builder.position_at_end(none)  # there is no such tile
+        builder.call(builder.module.declare_intrinsic("llvm.trap", (), ir.FunctionType(VOID, [])), [])
+        builder.unreachable()
         builder.position_at_end(done)
         return context.get_dummy_value()
 
@@ -50,7 +53,8 @@ def _numbered(tile: Tile) -> Any:
     return intrinsic(typed)
 
 
-library.load()
+if not config.DISABLE_JIT:
+    library.load()
 dense_tile, window_tile, slope_tile = _numbered(dense), _numbered(window), _numbered(slope)
 normalise_tile, differentiate_tile = _numbered(normalise), _numbered(differentiate)
 maximum_tile, average_tile, peak_tile = _sole(maximum), _sole(average), _sole(peak)

@@ -68,12 +68,12 @@ def target() -> llvm.TargetMachine:
     return triple.create_target_machine(cpu=name, features=features, opt=3, reloc="pic", codemodel="jitdefault")
 
 
-def loaded(name: str, compile: Callable[[], llvm.ModuleRef]) -> llvm.ExecutionEngine:
+def loaded(name: str, make: Callable[[], llvm.ModuleRef]) -> llvm.ExecutionEngine:
     """The code of that name, ready to be called, for good: read, or else compiled, and kept if there is a place."""
     file = _file(name)
     code = _read(file)
     if code is None:
-        code = target().emit_object(compile())
+        code = target().emit_object(make())
         _write(file, code)
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), target())
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))
@@ -127,4 +127,4 @@ def _write(name: str, code: bytes) -> None:
         except OSError:
             continue
         return
-    warnings.warn("the compiled engine cannot be kept; set NUMBA_CACHE_DIR to a writable directory", stacklevel=2)
+    warnings.warn("compiled code cannot be kept; set NUMBA_CACHE_DIR to a writable directory", stacklevel=2)

@@ -18,7 +18,7 @@ from ..types import Array, Shaped
 from .check import check_gradient, check_map, out_size, require_float32
 from .jit import helper, kernel
 from .product import vector_starts
-from .reading import Map, block, computed, source, widened
+from .reading import Map, block, source, widened
 from .windows import fold, windows
 
 LANES = machine().lanes
@@ -161,7 +161,7 @@ def max_backward(dy: Array, x: Map) -> tuple[Array]:
     check_gradient(dy, pooled_shape(x))
     require_float32(dy, x)
     channels, given = x.shape[3], widened(source(x))
-    slopes = computed(widened(source(dy))).reshape(*dy.shape[:3], -1) if channels < LANES else np.ascontiguousarray(dy)
+    slopes = widened(source(dy)).x.reshape(*dy.shape[:3], -1) if channels < LANES else np.ascontiguousarray(dy)
     dx = np.empty((*x.shape[:3], slopes.shape[3]), np.float32)
     _max_backward(slopes, given, vector_starts(slopes.shape[3]), dx)
     return (np.ascontiguousarray(dx[..., :channels]),)
