@@ -24,7 +24,7 @@ class Trainer:
     """A network, its parameters, which `step` moves in place, and their velocities."""
 
     arrays: type[Arrays] = Numba  # what the network is run as
-    losses: tuple[Callable[..., Any], Callable[..., Any]] = loss.forward, loss.backward
+    assess: Callable[..., tuple[float, int, Any]] = staticmethod(loss.run)
     descend: Callable[..., None] = staticmethod(sgd.descend)
 
     def __init__(self, net: Net, params: Params, decay: float = DECAY, smoothing: float = SMOOTHING) -> None:
@@ -69,11 +69,6 @@ class Trainer:
         """Images as the network takes them."""
         return images
 
-    def assess(self, logits: Array, labels: Labels, smoothing: float) -> tuple[float, int, Array]:
-        """The mean loss, how many images are named rightly, and the gradient by the logits."""
-        value, dlogits = (function(logits, labels, smoothing) for function in self.losses)
-        return value, int((logits.argmax(axis=1) == labels).sum()), dlogits
-
     def state(self) -> dict[str, Params]:
         """Everything that steps move, on the host."""
         return {"params": self.params, "velocity": self.velocity}
@@ -88,7 +83,7 @@ class ReferenceTrainer(Trainer):
     """The same by plain NumPy, in the dtype of the parameters: the oracle of the others."""
 
     arrays = Reference
-    losses = loss.forward_reference, loss.backward_reference
+    assess = staticmethod(loss.run_reference)
     descend = staticmethod(sgd.descend_reference)
 
 
