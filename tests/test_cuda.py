@@ -29,10 +29,13 @@ from pyshuffle.backends.cost import Map as Shape
 from pyshuffle.backends.cuda import Cuda
 from pyshuffle.backends.reference import Reference
 from pyshuffle.cuda import check, launch
+from pyshuffle.cuda import loss as kernels_loss
+from pyshuffle.cuda import sgd as kernels_sgd
 from pyshuffle.engine import cuda as engine
 from pyshuffle.engine.plan import IMAGE, OUTPUT, Map
 from pyshuffle.errors import DeviceError, ShapeError
 from pyshuffle.nets import ARCHS, MobileNetV1, MobileNetV2, ShuffleNetV1, ShuffleNetV2, mobilenet, shufflenet_v1, shufflenet_v2
+from pyshuffle.ops import loss
 from pyshuffle.sgd_cuda import Trainer
 from pyshuffle.weights import Checkpoint
 
@@ -208,6 +211,9 @@ def test_the_report_finds_nothing_wrong_and_sees_what_is(net, monkeypatch):
         ((1, 2, 3, 34), (3, 3, 17, 66), 2, 2),
         ((1, 5, 5, 4), (1, 1, 4, 2), 2, 1),
         ((1, 1, 1, 1), (3, 3, 1, 1), 2, 1),
+        ((1, 3, 3, 8), (1, 1, 2, 12), 1, 4),
+        ((2, 3, 2, 24), (1, 1, 3, 16), 1, 8),
+        ((1, 3, 4, 8), (3, 3, 1, 16), 2, 8),
     ],
     ids=str,
 )
@@ -219,6 +225,24 @@ def test_a_convolution_at_the_edges_of_tiles(x, w, stride, groups):
 @pytest.mark.parametrize("stride", [1, 2])
 def test_a_depthwise_convolution_at_the_edges_of_tiles(x, stride):
     check_operation("depthwise", x, (3, 3, x[3]), stride=stride)
+
+
+@pytest.mark.parametrize("classes", [128, 129, 300])
+def test_the_loss_of_more_classes_than_a_block_has_threads(classes):
+    """The first of equals is the answer, whichever thread looks at it."""
+    logits, labels = draw(3, classes, dtype=np.float32), np.array([1, classes - 1, 0])
+    logits[:2, [1, classes - 1]] = 9.0
+    value, right, dlogits = kernels_loss.run(launch.upload(logits), labels, 0.1)
+    expected, named, slope = loss.run_reference(logits.astype(np.float64), labels, 0.1)
+    assert right == named >= 1
+    assert abs(value - expected) <= 1e-5 * expected
+    assert_close(launch.download(dlogits), slope, 1e-5)
+
+
+def test_a_velocity_of_another_shape_is_refused():
+    w, velocity = (launch.upload(np.ones(shape, np.float32)) for shape in ((3, 4), (3, 3)))
+    with pytest.raises(ShapeError, match="must be the same"):
+        kernels_sgd.descend(w, velocity, w, 0.1, 0.9, 0)
 
 
 @pytest.mark.parametrize("x", [(2, 9, 8, 33), (3, 1, 1, 5)], ids=str)

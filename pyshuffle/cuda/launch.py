@@ -68,7 +68,10 @@ class Kernel:
 
     @cached_property
     def compiled(self) -> Any:
-        return cuda.jit(self.signature)(self.function)
+        try:
+            return cuda.jit(self.signature)(self.function)
+        except (ImportError, RuntimeError) as error:  # no compiler, or none for this GPU
+            raise DeviceError(f"device cuda: {self.name} cannot be compiled ({error}): pip install 'pyshuffle[cuda]'") from error
 
     def __call__(self, blocks: int | tuple[int, ...], *arguments: Any) -> None:
         if blocks == 0:  # nothing to compute, which the driver refuses to launch

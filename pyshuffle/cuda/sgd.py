@@ -1,7 +1,8 @@
-"""Stochastic gradient descent: the kernel for ../sgd.py, where the equations stand."""
+"""Stochastic gradient descent: the kernel for ../ops/sgd.py, where the equations stand."""
 
 from numba import cuda
 
+from ..ops.check import check_same
 from .launch import Tensor, blocks_for, kernel
 
 
@@ -15,5 +16,7 @@ def _descend(w, velocity, gradient, rate, momentum, decay, size):
 
 
 def descend(w: Tensor, velocity: Tensor, gradient: Tensor, rate: float, momentum: float, decay: float) -> None:
-    """Move a parameter and its velocity, in place."""
+    """Move a parameter and its velocity, in place. Raises ShapeError."""
+    check_same(w, velocity)
+    check_same(w, gradient)
     _descend(blocks_for(w.size), w, velocity, gradient, rate, momentum, decay, w.size)

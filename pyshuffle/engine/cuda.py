@@ -61,8 +61,8 @@ class Model:
     def __init__(self, plan: DevicePlan) -> None:
         self.plan = plan
         self.constants = {step.target: (tensor(step.what.weight), tensor(step.what.bias)) for step in plan.steps}
-        self.programs: dict[int, Program] = {}  # by number of images
-        self._lock = threading.Lock()  # all calls share one arena: Python threads take turns
+        self.programs: dict[int, Program] = {}  # by number of images, the last one
+        self._lock = threading.Lock()  # calls share the arena: Python threads take turns
 
     def __call__(self, x: Array) -> Array:
         height, width = self.plan.size
@@ -80,6 +80,7 @@ class Model:
     def program(self, images: int) -> Program:
         """Raises ShapeError where the maps of so many images are more than an int32 can point into."""
         if images not in self.programs:
+            self.programs.clear()  # an arena for every number of images would soon fill the device
             if self.plan.arena // FLOAT * images > LARGEST:
                 raise ShapeError(f"{images} images at once are too many: at most {LARGEST // (self.plan.arena // FLOAT)}")
             arena = Tensor((self.plan.arena // FLOAT * images,))
