@@ -98,13 +98,16 @@ def npz(arrays: dict[str, np.ndarray]) -> bytes:
     return file.getvalue()
 
 
-def safetensors(arrays: dict[str, np.ndarray]) -> bytes:
+def safetensors(arrays: dict[str, np.ndarray], **changes: dict) -> bytes:
+    """With changes of what the header says of arrays, by their names."""
     codes = {"<f8": "F64", "<f4": "F32", "<f2": "F16", "<i8": "I64"}
     header, body = {}, b""
     for name, array in arrays.items():
         place = [len(body), len(body) + array.nbytes]
         header[name] = {"dtype": codes[array.dtype.str], "shape": array.shape, "data_offsets": place}
         body += array.tobytes()
+    for name, change in changes.items():
+        header[name] = header.get(name, {}) | change
     return with_header(json.dumps(header).encode(), body)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mutate import safetensors
 
 from pyshuffle import torchfile, weights
 from pyshuffle.backends.cost import parameter_shapes
@@ -101,22 +102,9 @@ def file_of(arrays, form):
         np.savez(stream, **arrays)
         return stream.getvalue()
     if form == "safetensors":
-        return safetensors_file(arrays)
+        return safetensors(arrays)
     body = mapping({name: tensor(name, array.shape, storage=STORAGES[array.dtype.str]) for name, array in arrays.items()})
     return (zip_file if form == "zip" else stream_file)(body, arrays)
-
-
-def safetensors_file(arrays, **changes):
-    codes = {"<f8": "F64", "<f4": "F32", "<f2": "F16", "<i8": "I64"}
-    header, body = {}, b""
-    for name, array in arrays.items():
-        place = [len(body), len(body) + array.nbytes]
-        header[name] = {"dtype": codes[array.dtype.str], "shape": array.shape, "data_offsets": place}
-        body += array.tobytes()
-    for name, change in changes.items():
-        header[name] = header.get(name, {}) | change
-    coded = json.dumps(header).encode()
-    return struct.pack("<Q", len(coded)) + coded + body
 
 
 def load(content, tmp_path, name="file.bin"):
@@ -208,7 +196,7 @@ def test_bfloat16_in_safetensors(tmp_path):
     made = entries(SMALL)
     bits = made["fc.weight"].view("u4") >> 16
     made["fc.weight"] = bits.astype("u2").view("f2")
-    loaded = load(safetensors_file(made, **{"fc.weight": {"dtype": "BF16"}}), tmp_path)
+    loaded = load(safetensors(made, **{"fc.weight": {"dtype": "BF16"}}), tmp_path)
     np.testing.assert_array_equal(loaded.params["fc.weight"].T, (bits << 16).view("f4"))
 
 
@@ -589,11 +577,11 @@ def test_bombs_in_a_zip_container(tmp_path):
     ],
 )
 def test_damaged_safetensors(change, tmp_path):
-    fails(safetensors_file(entries(SMALL), **{"fc.bias": change}), tmp_path)
+    fails(safetensors(entries(SMALL), **{"fc.bias": change}), tmp_path)
 
 
 def test_safetensors_of_another_length(tmp_path):
-    content = safetensors_file(entries(SMALL))
+    content = safetensors(entries(SMALL))
     fails(content + b"more", tmp_path, "4 bytes")
     fails(content[:-4], tmp_path, "fc.", "size of the file")
     fails(struct.pack("<Q", 1 << 63) + content[8:], tmp_path, "header")
@@ -603,7 +591,7 @@ def test_safetensors_of_another_length(tmp_path):
 def test_safetensors_whose_entries_overlap(tmp_path):
     made = entries(SMALL)
     first, second = list(made)[:2]
-    content = safetensors_file(made, **{second: {"data_offsets": [0, made[second].nbytes]}})
+    content = safetensors(made, **{second: {"data_offsets": [0, made[second].nbytes]}})
     fails(content, tmp_path, "neighbours")
     assert first != second
 
