@@ -8,8 +8,7 @@ Our own files say which network they hold; of others, names and shapes tell it. 
 need `order="authors"` and images prepared as theirs were. Their V1 shuffles after the depthwise convolution and not before it,
 which is made up for here.
 
-Files are not trusted. To read one runs nothing that it says, and the memory it takes is in proportion to what is there, not to what
-it says is there.
+What a file holds of bytes is the matter of containers.py.
 """
 
 from __future__ import annotations
@@ -17,35 +16,27 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import io
 import json
-import math
 import os
-import warnings
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from numpy.lib import format as npy
 
-from . import image, torchfile
+from . import containers, image
 from .backends.cost import parameter_shapes
+from .containers import LIMIT, Entries
 from .errors import PyShuffleError, WeightsError
 from .nets import ARCHS, Net, ShuffleNetV1, build, describe
+from .torchfile import TEXT
 from .types import Params
 
 PathLike: TypeAlias = str | os.PathLike[str]
-Entries: TypeAlias = dict[str, np.ndarray]  # of a file: published name -> array of the published shape
 Shape: TypeAlias = tuple[int, ...]
 
-LIMIT = 1 << 29  # bytes of a file, and of what it unpacks to: ten times the largest network in float64
-UNPACKED = 8  # times its size is what a file may unpack to: weights compress badly
-METADATA = "pyshuffle"  # the entry of our own files that describes them
 COUNTER = "num_batches_tracked"  # PyTorch has one for every batch normalisation: of no use here, but kept
-CODES = {"F64": "f8", "F32": "f4", "F16": "f2", "BF16": torchfile.BFLOAT16, "I64": "i8"}  # of .safetensors
 AXES = {1: (0,), 2: (1, 0), 4: (3, 2, 0, 1)}  # the axes in memory, in their order on disk
 TORCHVISION_RESIZE = {1.5: 232, 2.0: 232}  # width: the short side that its accuracy was measured with, where it is not 256
 
@@ -77,7 +68,7 @@ def load(path: PathLike) -> Checkpoint:
     """The checkpoint in a file of any format, which its content tells. Nothing in it is run. Raises WeightsError."""
     content = _read(Path(path))
     try:
-        return _checkpoint(*_parse(content))
+        return _checkpoint(*containers.parse(content))
     except PyShuffleError as error:
         raise _error(f"{path}: {error}") from None
     except Exception as error:  # on damaged bytes, pickle, zipfile, json and NumPy raise all there is
@@ -86,7 +77,7 @@ def load(path: PathLike) -> Checkpoint:
 
 def save(path: PathLike, checkpoint: Checkpoint, dtype: npt.DTypeLike = np.float32) -> None:
     """Writes a checkpoint as .npz or .safetensors, by the suffix, whole or not at all. Raises WeightsError."""
-    encode = {".npz": _encode_npz, ".safetensors": _encode_safetensors}.get(Path(path).suffix.lower())
+    encode = {".npz": containers.encode_npz, ".safetensors": containers.encode_safetensors}.get(Path(path).suffix.lower())
     if encode is None or np.dtype(dtype) not in (np.float16, np.float32, np.float64):
         raise _error(f"cannot write {path} in {np.dtype(dtype)}: only .npz and .safetensors, in float16, float32 or float64")
     entries = published(checkpoint)
@@ -257,96 +248,6 @@ def _read(path: Path) -> bytes:
         raise _error(f"cannot read {path}: {error.strerror or error}") from error
 
 
-def _parse(content: bytes) -> tuple[Entries, str | None]:
-    """The entries of a file, and what ours say about themselves."""
-    if content[8:9] == b"{":
-        return _decode_safetensors(content)
-    if content[:1] == b"\x80":
-        return torchfile.read_stream(content), None
-    if content[:2] != b"PK":
-        raise WeightsError("is no checkpoint: .npz, .safetensors and PyTorch's .pth are read")
-    if content.count(b"PK\1\2") > torchfile.MAX_ENTRIES:  # the mark of an entry of the directory
-        raise WeightsError(f"has more than {torchfile.MAX_ENTRIES} entries")
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        if any(map(torchfile.is_pickle, archive.namelist())):
-            return torchfile.read_zip(archive, len(content)), None
-        return _decode_npz(archive, len(content))
-
-
-def _decode_npz(archive: zipfile.ZipFile, size: int) -> tuple[Entries, str | None]:
-    members = archive.infolist()
-    if not {member.compress_type for member in members} <= {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
-        raise WeightsError("has entries that are compressed as NumPy never does")
-    if sum(member.file_size for member in members) > min(LIMIT, UNPACKED * size):
-        raise WeightsError(f"would unpack to more than {UNPACKED} times its size, or to more than {LIMIT} bytes")
-    entries: Entries = {}
-    for member in archive.namelist():
-        name = member.removesuffix(".npy")
-        entries[name] = _decode_npy(name, torchfile.read_member(archive, member))
-    metadata = entries.pop(METADATA, None)
-    return entries, None if metadata is None else metadata.tobytes().decode()
-
-
-def _decode_npy(name: str, data: bytes) -> np.ndarray:
-    """What numpy.load makes of it, which allocates whatever the header says."""
-    stream = io.BytesIO(data)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that a header was written by an old Python, or names a type in an old way
-        read = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[npy.read_magic(stream)]
-        shape, by_column, dtype = read(stream)
-    if dtype.hasobject:
-        raise WeightsError(f"{name} holds objects: refused, and nothing of them was run")
-    return np.frombuffer(data, dtype, offset=stream.tell()).reshape(shape, order="F" if by_column else "C")
-
-
-def _encode_npz(entries: Entries, metadata: str) -> bytes:
-    stream = io.BytesIO()
-    arrays: dict[str, Any] = {METADATA: np.frombuffer(metadata.encode(), np.uint8), **entries}
-    np.savez(stream, **arrays)
-    return stream.getvalue()
-
-
-def _decode_safetensors(content: bytes) -> tuple[Entries, str | None]:
-    """The length of the header (8 bytes); the header (JSON): dtype, shape and place of each entry; the entries, side by side."""
-    length = int.from_bytes(content[:8], "little")
-    start = 8 + length
-    if length > torchfile.TEXT:
-        raise WeightsError(f"has a header of more than {torchfile.TEXT} bytes")
-    if start > len(content):
-        raise WeightsError("is truncated: its header is not all there")
-    header, rest = json.loads(content[8:start]), memoryview(content)[start:]
-    if len(header) > torchfile.MAX_ENTRIES:
-        raise WeightsError(f"has more than {torchfile.MAX_ENTRIES} entries")
-    metadata = header.pop("__metadata__", {}).get(METADATA)
-    entries, position = {}, 0
-    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
-        if entry["dtype"] not in CODES:
-            raise WeightsError(f"{name!r} has the dtype {entry['dtype']!r}, not one of {', '.join(CODES)}")
-        kind, shape, (begin, end) = CODES[entry["dtype"]], entry["shape"], entry["data_offsets"]
-        if not torchfile.is_shape(shape):
-            raise WeightsError(f"{name!r} has a shape that no array has")
-        if begin != position or end - begin != math.prod(shape) * np.dtype(kind).itemsize or end > len(rest):
-            raise WeightsError(f"{name!r} does not lie where its shape, its neighbours and the size of the file have it")
-        entries[name] = torchfile.decode(rest[begin:end], kind).reshape(shape)
-        position = end
-    if position != len(rest):
-        raise WeightsError(f"has {len(rest) - position} bytes that belong to no entry")
-    return entries, metadata
-
-
-def _encode_safetensors(entries: Entries, metadata: str) -> bytes:
-    header: dict[str, Any] = {"__metadata__": {METADATA: metadata}}
-    codes = {kind: code for code, kind in CODES.items()}
-    position = 0
-    for name, array in entries.items():
-        end = position + array.nbytes
-        header[name] = {"dtype": codes[array.dtype.str[1:]], "shape": array.shape, "data_offsets": [position, end]}
-        position = end
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    return b"".join((len(text).to_bytes(8, "little"), text, *(array.tobytes() for array in entries.values())))
-
-
 def _describe(checkpoint: Checkpoint) -> str:
     preprocess = checkpoint.preprocess and dataclasses.asdict(checkpoint.preprocess)
     return json.dumps({"net": describe(checkpoint.net), "labels": checkpoint.labels, "preprocess": preprocess})
@@ -354,8 +255,8 @@ def _describe(checkpoint: Checkpoint) -> str:
 
 def _described(metadata: str) -> tuple[Net, tuple[str, ...] | None, image.Preprocess | None]:
     """The opposite of _describe."""
-    if len(metadata) > torchfile.TEXT:
-        raise WeightsError(f"describes itself in more than {torchfile.TEXT} characters")
+    if len(metadata) > TEXT:
+        raise WeightsError(f"describes itself in more than {TEXT} characters")
     facts = json.loads(metadata)
     net, labels, preprocess = build(**facts["net"]), facts["labels"], facts["preprocess"]
     if labels is not None and (len(labels) != net.classes or [*map(str, labels)] != labels):

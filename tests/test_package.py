@@ -36,7 +36,7 @@ RANKS = [  # a module imports from rooms of its own or a higher number only
     {"device", "plots"},
     {"sgd", "sgd_cuda"},
     {"cli", "data", "weights"},
-    {"experiments", "figures", "init", "image", "labels", "torchfile"},
+    {"experiments", "figures", "init", "image", "labels", "containers", "torchfile"},
     {"engine"},
     {"backends"},
     {"nets", "ops", "cuda"},

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from mutate import safetensors
 
-from pyshuffle import torchfile, weights
+from pyshuffle import containers, torchfile, weights
 from pyshuffle.backends.cost import parameter_shapes
 from pyshuffle.backends.reference import Reference
 from pyshuffle.errors import WeightsError
@@ -206,12 +206,12 @@ def test_bfloat16_in_safetensors(tmp_path):
 @pytest.mark.parametrize("form", ["zip", "stream"])
 def test_tensors_of_every_kind(form):
     content = (DATA / f"zoo_{form}.pth").read_bytes()
-    found, _ = weights._parse(content)
+    found, _ = containers.parse(content)
     same(found, {name: array.astype("f4") if name == "bfloat16" else array for name, array in zoo().items()})
 
 
 def test_file_by_pytorch_with_the_authors_names():
-    found, metadata = weights._parse((DATA / "v1_authors_stream.pth").read_bytes())
+    found, metadata = containers.parse((DATA / "v1_authors_stream.pth").read_bytes())
     same(found, {f"module.{name}": array for name, array in authors_v1(entries(MAKE["V1"], "f2")).items()})
     assert metadata is None
     loaded = weights.load(DATA / "v1_authors_stream.pth")
@@ -263,7 +263,7 @@ def test_wrappers_and_prefix(wrappers, prefix, tmp_path):
 )
 def test_views(shape, stride, offset):
     base = np.arange(10, dtype="f4")
-    found, _ = weights._parse(stream_file(mapping({"a": tensor("0", shape, offset, stride)}), {"0": base}))
+    found, _ = containers.parse(stream_file(mapping({"a": tensor("0", shape, offset, stride)}), {"0": base}))
     wanted = np.empty(shape, "f4")
     for index in np.ndindex(*shape):
         wanted[index] = base[offset + sum(i * s for i, s in zip(index, stride, strict=True))]
