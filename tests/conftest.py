@@ -12,6 +12,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # of the tests' two processes one waits while the other works
+
 import numpy as np
 import pytest
 from golden.make_logits import parameters

@@ -371,7 +371,7 @@ def test_a_wrong_call_is_refused_by_value_and_rule(backend, op, shapes, options,
         forward(*(np.zeros(shape, backend.dtype) for shape in shapes))
 
 
-@pytest.mark.parametrize("name", EXAMPLES.keys() - {"split"})  # whose two gradients are halves of something, whatever their shape
+@pytest.mark.parametrize("name", [name for name in EXAMPLES if name != "split"])  # whose gradients are halves
 def test_a_gradient_must_have_the_shape_of_the_output(backend, name):
     case = EXAMPLES[name]
     _, backward = bind(backend, case)
