@@ -32,7 +32,7 @@ from pyshuffle.cuda import check, launch
 from pyshuffle.cuda import loss as kernels_loss
 from pyshuffle.cuda import sgd as kernels_sgd
 from pyshuffle.engine import cuda as engine
-from pyshuffle.engine.plan import IMAGE, OUTPUT, Map
+from pyshuffle.engine.steps import IMAGE, OUTPUT, Map
 from pyshuffle.errors import DeviceError, ShapeError
 from pyshuffle.nets import ARCHS, MobileNetV1, MobileNetV2, ShuffleNetV1, ShuffleNetV2, mobilenet, shufflenet_v1, shufflenet_v2
 from pyshuffle.ops import loss

@@ -30,7 +30,8 @@ from pyshuffle.backends.numba import Numba
 from pyshuffle.backends.reference import Reference
 from pyshuffle.engine import Model
 from pyshuffle.engine.machine import machine
-from pyshuffle.engine.plan import MEAN, STEM, WINDOW, Plan, multiply_adds
+from pyshuffle.engine.plan import Plan
+from pyshuffle.engine.steps import MEAN, STEM, WINDOW, multiply_adds
 from pyshuffle.errors import ArchError, ShapeError, WeightsError
 from pyshuffle.nets import MobileNetV1, MobileNetV2, ShuffleNetV1, ShuffleNetV2
 from pyshuffle.types import Array, Params

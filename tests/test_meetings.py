@@ -7,10 +7,11 @@ from golden.make_logits import images, parameters
 
 from pyshuffle.backends.cost import parameter_shapes
 from pyshuffle.engine import program as at
-from pyshuffle.engine.kernels import run_begin, run_step
+from pyshuffle.engine.kernels import run_begin, run_pair, run_step
 from pyshuffle.engine.machine import FLOAT, machine
-from pyshuffle.engine.plan import DENSE, STEM, Plan
+from pyshuffle.engine.plan import Plan
 from pyshuffle.engine.program import Program, encode
+from pyshuffle.engine.steps import DENSE
 from pyshuffle.nets import MobileNetV2, ShuffleNetV1, ShuffleNetV2
 from pyshuffle.types import Array
 
@@ -19,14 +20,19 @@ from pyshuffle.types import Array
 def run_share(steps, pieces, tables, weights, arenas, image, logits, s, thread, threads):
     if s == 0:
         run_begin(steps, pieces, tables, weights.ctypes.data, arenas[0], arenas[thread], image, thread, threads)
+    elif steps[s, at.SPAN] > 1:
+        run_pair(steps[s], steps[s + 1], pieces, tables, weights.ctypes.data, arenas[0], arenas[thread], thread, threads)
     else:
         run_step(steps[s], pieces, tables, weights.ctypes.data, arenas[0], logits, thread, threads)
 
 
 def logits_in_turn(program: Program, threads: int, image: Array, rng: np.random.Generator | None = None) -> Array:
     """One image's logits: between meetings one thread after the other, the last one first, or as the generator draws them."""
-    begun = 3 if program.steps[0, at.KIND] == STEM else 1
-    numbers = [0, *range(begun, len(program.steps))]
+    spans = program.steps[:, at.SPAN]
+    numbers, inside = [], 0  # of steps that are not computed together with the one before
+    for number, span in enumerate(spans):
+        numbers += [] if inside else [number]
+        inside = (inside or span) - 1
     meetings = [n for n, s in enumerate(numbers) if program.steps[s, at.MEET] or n == 0]
     arenas = np.full((threads, program.arena // FLOAT), np.nan, np.float32)
     logits = np.full(program.pieces[-1, at.COUNT], np.nan, np.float32)

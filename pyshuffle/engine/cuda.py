@@ -22,7 +22,8 @@ from ..nets import Net, check_size
 from ..types import Array, Params
 from .layout import Buffer, place
 from .machine import FLOAT, Machine
-from .plan import DENSE, IMAGE, MAXIMUM, MEAN, OUTPUT, WINDOW, Map, Plan, Step
+from .plan import Plan
+from .steps import DENSE, IMAGE, MAXIMUM, MEAN, OUTPUT, WINDOW, Map, Step
 
 NOTHING = (0, 0, 0)  # where a residual lies that there is not
 

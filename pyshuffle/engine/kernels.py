@@ -14,7 +14,7 @@ from . import team
 from .intrinsics import average_tile, dense_tile, maximum_tile, window_tile
 from .jit import array, kernel
 from .machine import FLOAT, machine
-from .plan import DENSE, MAXIMUM, MEAN, OUTPUT, STEM, WINDOW
+from .steps import DENSE, MAXIMUM, MEAN, OUTPUT, STEM, WINDOW
 from .threads import announce, await_call, exchange, look, meet
 
 ZERO = np.float32(0)
@@ -41,13 +41,13 @@ def bounds(step):
 
 
 @kernel
-def run_dense(step, piece, tables, weights, arena, first, last):
-    """Pixels first to last of a panel."""
+def run_dense(step, piece, tables, weights, arena, source, target, first, last):
+    """Pixels first to last of a panel. Source and target are the arena, or where it would begin for a band to lie right."""
     arguments = (
         first, last,
-        arena + piece[at.SOURCE], tables + piece[at.SOURCE_PIXELS], tables + piece[at.OFFSETS], piece[at.COUNT],
+        source + piece[at.SOURCE], tables + piece[at.SOURCE_PIXELS], tables + piece[at.OFFSETS], piece[at.COUNT],
         weights + piece[at.WEIGHTS], weights + piece[at.BIAS],
-        arena + step[at.TARGET], tables + piece[at.TARGET_PIXELS], tables + piece[at.COLUMNS],
+        target + step[at.TARGET], tables + piece[at.TARGET_PIXELS], tables + piece[at.COLUMNS],
         piece[at.RESIDUAL] + arena if piece[at.RESIDUAL] >= 0 else 0, tables + piece[at.RESIDUAL_PIXELS],
         tables + piece[at.RESIDUAL_COLUMNS], *bounds(step),
     )  # fmt: skip
@@ -55,13 +55,13 @@ def run_dense(step, piece, tables, weights, arena, first, last):
 
 
 @kernel
-def run_window(step, piece, weights, arena, first, last):
+def run_window(step, piece, weights, source, target, first, last):
     """Rows first to last of a vector of channels."""
     stride, width, rows = step[at.STRIDE], step[at.WIDTH], piece[at.SOURCE_ROW]
     arguments = (
-        arena + piece[at.SOURCE] + first * stride * rows, rows, piece[at.SOURCE_PIXEL],
+        source + piece[at.SOURCE] + first * stride * rows, rows, piece[at.SOURCE_PIXEL],
         weights + piece[at.WEIGHTS], weights + piece[at.BIAS],
-        arena + step[at.TARGET] + piece[at.COLUMN] + first * step[at.TARGET_ROW], step[at.TARGET_ROW], step[at.TARGET_PIXEL],
+        target + step[at.TARGET] + piece[at.COLUMN] + first * step[at.TARGET_ROW], step[at.TARGET_ROW], step[at.TARGET_PIXEL],
         last - first, width, *bounds(step),
     )  # fmt: skip
     window_tile(2 * stride + (width < RUN), arguments)
@@ -88,6 +88,16 @@ def run_mean(piece, arena, target):
 
 
 @kernel
+def clear_line(line, pixel, whole):
+    """Zeros in a row of a map, or in its first and last pixel."""
+    if whole:
+        line[:] = 0
+    else:
+        line[:pixel] = 0
+        line[len(line) - pixel :] = 0
+
+
+@kernel
 def clear_halo(step, arena, thread, threads):
     """Zeros around the map that a step writes, if it has a halo."""
     height = step[at.PIXELS] // step[at.WIDTH]
@@ -95,12 +105,7 @@ def clear_halo(step, arena, thread, threads):
     for plane in range(step[at.HALO_PLANES]):
         begin = (step[at.TARGET] + plane * step[at.PLANE]) // FLOAT - row - pixel
         for i in range((height + 2) * thread // threads, (height + 2) * (thread + 1) // threads):
-            line = arena[begin + i * row : begin + (i + 1) * row]
-            if i == 0 or i == height + 1:
-                line[:] = 0
-            else:
-                line[:pixel] = 0
-                line[row - pixel :] = 0
+            clear_line(arena[begin + i * row :][:row], pixel, i == 0 or i == height + 1)
 
 
 @kernel
@@ -136,17 +141,17 @@ def run_stem(steps, pieces, tables, weights, arena, own, image, thread, threads)
     band = (conv[at.PIXELS] // conv[at.WIDTH] - 1) // 2
     rows, height = pool[at.PIXELS] // pool[at.WIDTH], (copy[at.PIXELS] // copy[at.WIDTH] + 1) // 2
     last = rows * (thread + 1) // threads
-    fault = False
+    fault, mine = False, own.ctypes.data
     clear_halo(pool, arena, thread, threads)
     for begin in range(rows * thread // threads, last, band):
         end = min(begin + band, last)
         fault |= run_image(copy, own.view(np.int32), image, 4 * begin - 2, 4 * begin - 3, 4 * end)
         for number in range(conv[at.FIRST], conv[at.LAST]):
             pixels = max((2 * (end - begin) + 1) * conv[at.WIDTH], pieces[number, at.TALL])
-            run_dense(conv, pieces[number], tables.ctypes.data, weights, own.ctypes.data, SOLE, pixels)
+            run_dense(conv, pieces[number], tables.ctypes.data, weights, mine, mine, mine, SOLE, pixels)
         for number in range(pool[at.FIRST], pool[at.LAST]):
             for row in range(begin, end):
-                run_maximum(pool, pieces[number], own.ctypes.data, arena.ctypes.data, row, 2 * begin - 1, height)
+                run_maximum(pool, pieces[number], mine, arena.ctypes.data, row, 2 * begin - 1, height)
     return fault
 
 
@@ -169,9 +174,9 @@ def run_step(step, pieces, tables, weights, arena, logits, thread, threads):
             if kind == DENSE:
                 unit = piece[at.UNIT]
                 end = min(last * unit, step[at.PIXELS])
-                run_dense(step, piece, tables.ctypes.data, weights, memory, first * unit, end)
+                run_dense(step, piece, tables.ctypes.data, weights, memory, memory, memory, first * unit, end)
             elif kind == WINDOW:
-                run_window(step, piece, weights, memory, first, last)
+                run_window(step, piece, weights, memory, memory, first, last)
             elif kind == MAXIMUM:
                 for row in range(first, last):
                     run_maximum(step, piece, memory, memory, row, SOLE, piece[at.SOURCE_HEIGHT])
@@ -181,6 +186,39 @@ def run_step(step, pieces, tables, weights, arena, logits, thread, threads):
                 places = tables[piece[at.OFFSETS] // 4 :][: len(logits)]
                 for k in range(len(logits)):
                     logits[k] = arena[places[k] // FLOAT]
+
+
+@kernel
+def run_pair(conv, window, pieces, tables, weights, arena, own, thread, threads):
+    """A convolution and the depthwise step behind it, in bands of rows; the map between them is the thread's own."""
+    memory, mine = np.int64(arena.ctypes.data), np.int64(own.ctypes.data)
+    height, width, stride, band = conv[at.PIXELS] // conv[at.WIDTH], conv[at.WIDTH], window[at.STRIDE], conv[at.BAND]
+    row, pixel = conv[at.TARGET_ROW], conv[at.TARGET_PIXEL] // FLOAT
+    length = stride * (band - 1) + 3
+    lines = array(mine + conv[at.TARGET] - row - conv[at.TARGET_PIXEL], ZERO, (length, row // FLOAT))  # with those of the halo
+    clear_halo(window, arena, thread, threads)
+    for i in range(length):
+        clear_line(lines[i], pixel, False)
+    rows, done = window[at.PIXELS] // window[at.WIDTH], SOLE
+    last = rows * (thread + 1) // threads
+    for begin in range(rows * thread // threads, last, band):
+        end = min(begin + band, last)
+        before = stride * begin - 1  # the row of the map that is the band's first
+        shifted = mine - stride * begin * row
+        first, until = max(before, done), min(stride * (end - 1) + 2, height)
+        for number in range(conv[at.FIRST], conv[at.LAST] if first < until else SOLE):
+            run_dense(conv, pieces[number], tables.ctypes.data, weights, memory, memory, shifted, first * width, until * width)
+        done = until
+        if begin == 0:
+            clear_line(lines[0], pixel, True)
+        if stride * (end - 1) + 2 > height:
+            clear_line(lines[height - before], pixel, True)
+        for number in range(window[at.FIRST], window[at.LAST]):
+            run_window(window, pieces[number], weights, shifted, memory, begin, end)
+        for i in range(3 - stride):  # the next band needs them as well
+            line, moved = lines[i], lines[stride * (end - begin) + i]
+            for k in range(len(line)):
+                line[k] = moved[k]
 
 
 @kernel
@@ -204,7 +242,6 @@ def run(words, thread):
     arenas = array(words[team.ARENAS], ZERO, (threads, size))
     images = array(words[team.IMAGES], np.int32(0), (count, steps[0, at.PIXELS] * 3))  # their bits
     logits = array(words[team.LOGITS], ZERO, (count, pieces[-1, at.COUNT]))
-    begun = 3 if steps[0, at.KIND] == STEM else 1
     rounds = count // threads  # in which there is an image for each thread; then all threads work on one
     for turn in range(rounds + count % threads):
         alone = turn < rounds
@@ -214,10 +251,15 @@ def run(words, thread):
             meet(words, threads)
         if words[team.FROM] == 0 and run_begin(steps, pieces, tables, weights, arena, arenas[thread], images[n], part, parts):
             exchange(words, team.FAULT, 1)
-        for s in range(max(begun, words[team.FROM]), words[team.UNTIL]):
+        s = max(steps[0, at.SPAN], words[team.FROM])
+        while s < words[team.UNTIL]:
             if steps[s, at.MEET] and not alone:
                 meet(words, threads)
-            run_step(steps[s], pieces, tables, weights, arena, logits[n], part, parts)
+            if steps[s, at.SPAN] == 1:
+                run_step(steps[s], pieces, tables, weights, arena, logits[n], part, parts)
+            else:
+                run_pair(steps[s], steps[s + 1], pieces, tables, weights, arena, arenas[thread], part, parts)
+            s += steps[s, at.SPAN]
     meet(words, threads)
 
 

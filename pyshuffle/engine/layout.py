@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from .machine import FLOAT, LINE, Machine
 
 if TYPE_CHECKING:
-    from .plan import Step
+    from .steps import Step
 
-PAGE = 4096  # bytes: rows that lie a multiple of it apart compete for the same few lines of the nearest cache
+CLASH = 1024  # bytes: pixels that lie a multiple of it apart compete for the same few lines of the nearest cache
 ROWS_EACH = 3  # a step is shared out by rows where each thread gets so many of them: then it mostly reads what it wrote
 
 
@@ -123,7 +123,7 @@ def arrange(steps: list[Step], machine: Machine) -> None:
             for lane, channel in enumerate(vector.channels):
                 step.target.places[channel] = vector.column + lane
         step.target.columns = max(vector.column for vector in step.vectors) + machine.lanes
-        step.target.columns += machine.lanes if step.target.columns * FLOAT % PAGE == 0 else 0
+        step.target.columns += machine.lanes if step.target.columns * FLOAT % CLASH == 0 else 0
         if replaces(step, machine):
             step.target.over = step.reads[-1]
             step.target.over.layout.join(step.target.layout)
@@ -192,8 +192,11 @@ def meetings(steps: list[Step], machine: Machine, threads: int) -> Iterator[int]
     A 1x1 convolution whose rows are shared out as those of the step before it needs only what its own thread computed.
     """
     touched: dict[Buffer, list[tuple[Step, bool]]] = {}  # since the last meeting; whether it was written
-    for number, step in enumerate(steps if threads > 1 else []):
-        reads = [buffer.root for buffer in step.reads]
+    number = 0
+    while threads > 1 and number < len(steps):
+        together = steps[number : number + steps[number].span]
+        step = together[-1]
+        reads = [buffer.root for part in together for buffer in part.reads]
         at_risk: list[tuple[Step, bool]] = [
             (before, written) for buffer in reads for before, written in touched.get(buffer, []) if written
         ]
@@ -208,6 +211,7 @@ def meetings(steps: list[Step], machine: Machine, threads: int) -> Iterator[int]
         for buffer in reads:
             touched.setdefault(buffer, []).append((step, False))
         touched.setdefault(step.target.root, []).append((step, True))
+        number += len(together)
 
 
 def place(steps: list[Step], meetings: set[int], threads: int) -> int:

@@ -25,8 +25,8 @@ from .machine import cpu
 
 NAME = "pyshuffle_engine"
 SOURCES = (  # what the code is made of
-    "emitter", "intrinsics", "jit", "kernels", "layout", "library", "machine", "native", "plan", "program", "team", "threads",
-    "tiles", "training_tiles",
+    "bands", "emitter", "intrinsics", "jit", "kernels", "layout", "library", "machine", "native", "plan", "program", "steps", "team",
+    "threads", "tiles", "training_tiles",
 )  # fmt: skip
 Function = Callable[[int, int], int]
 

@@ -10,108 +10,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import pairwise
-from typing import NamedTuple
 
 import numpy as np
 
 from ..backends.cost import check_params
 from ..backends.ops import Ops
 from ..nets import Net
-from ..ops.check import EPS, out_size
+from ..ops.check import EPS
 from ..types import Array, Params
-from .layout import Buffer, Place, Vector, arrange, meetings, place
+from .bands import opened, paired
+from .layout import Buffer, arrange, meetings, place
 from .machine import Machine
+from .steps import DENSE, IMAGE, KINDS, MAXIMUM, MEAN, OUTPUT, WINDOW, Map, Pending, Step, multiply_adds
 
-KINDS = ("image", "dense", "window", "maximum", "mean", "output", "stem")
-IMAGE, DENSE, WINDOW, MAXIMUM, MEAN, OUTPUT, STEM = range(len(KINDS))
-BAND = 14  # rows of a max-pooled map for which image and first convolution are computed at a time
 TAPS = 9  # of a 3x3 window
-
-
-@dataclass(frozen=True, eq=False)
-class Map:
-    """An activation map: where each of its channels lies. Features (N, C) are a map of one pixel."""
-
-    height: int
-    width: int
-    places: tuple[Place, ...]
-
-    @property
-    def buffers(self) -> list[Buffer]:
-        return list(dict.fromkeys(buffer for buffer, _ in self.places))
-
-
-@dataclass(frozen=True, eq=False)
-class Pending:
-    """An operation that is not a step yet, as more may be folded into it."""
-
-    kind: int
-    name: str
-    source: Map
-    weight: Array = field(default_factory=lambda: np.zeros((0, 0)))  # dense: (G, K K, C/G, O/G), window: (9, C), in float64
-    bias: Array = field(default_factory=lambda: np.zeros(0))  # (O,)
-    kernel: int = 1
-    stride: int = 1
-    relu: bool = False
-    limit: float = np.inf  # of a ReLU
-    residual: Map | None = None
-    learnt: bool = False  # whether the weight is one of the network's parameters
-
-    @property
-    def channels(self) -> int:
-        return 3 if self.kind == IMAGE else len(self.bias) or len(self.source.places)
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Of the output."""
-        if self.kind == MEAN:
-            return 1, 1
-        return out_size(self.source.height, self.stride), out_size(self.source.width, self.stride)
-
-    @property
-    def linear(self) -> bool:
-        """Whether something linear can still be folded in."""
-        return self.kind in (DENSE, WINDOW) and not self.relu and self.residual is None
-
-
-class Step(NamedTuple):
-    """A line of the program: an operation, the buffer that it writes, and, once all is arranged, the vectors that it computes."""
-
-    kind: int  # that of `what`, or STEM
-    what: Pending
-    target: Buffer
-    size: tuple[int, int]  # of the output, or of a band of it
-    vectors: list[Vector]
-
-    @property
-    def name(self) -> str:
-        return self.what.name
-
-    @property
-    def source(self) -> Map:
-        return self.what.source
-
-    @property
-    def reads(self) -> list[Buffer]:
-        return self.source.buffers + (self.what.residual.buffers if self.what.residual else [])
-
-    @property
-    def computes(self) -> bool:
-        """Whether it makes vectors of channels."""
-        return self.kind in (DENSE, WINDOW, MAXIMUM, MEAN)
-
-    @property
-    def apart(self) -> bool:
-        """Whether it sees each channel alone."""
-        return self.kind in (WINDOW, MAXIMUM, MEAN)
-
-    @property
-    def pixelwise(self) -> bool:
-        """Whether it sees each pixel alone."""
-        return self.kind == DENSE and self.what.kernel == self.what.stride == 1
-
 
 Value = Map | Pending
 
@@ -135,7 +49,7 @@ class Plan(Ops[Value]):
 
     def lay_out(self) -> None:
         """Where everything lies."""
-        self.band()
+        self.steps = paired(opened(self.steps), self.machine, self.threads)
         arrange(self.steps, self.machine)
         self.meetings = set(meetings(self.steps, self.machine, self.threads))  # the steps before which all threads meet
         self.arena = place(self.steps, self.meetings, self.threads)  # bytes
@@ -220,26 +134,17 @@ class Plan(Ops[Value]):
             self.settled[x] = Map(*x.size, tuple((target, c) for c in range(x.channels)))
         return self.settled[x]
 
-    def band(self) -> None:
-        """Where the network begins with a 3x3 convolution and a max-pool, as these do, make the first three steps one.
-
-        The map between the two is the largest of all. Computed in bands of a few rows it never leaves the near caches. Image and
-        map then are buffers of one band: for pooled rows r to r + BAND, of rows 4 r - 3 to 4 (r + BAND) - 1 and 2 r - 1 to
-        2 (r + BAND) - 1.
-        """
-        image, conv, pool = self.steps[:3]
-        opens = (conv.kind, pool.kind) == (DENSE, MAXIMUM) and conv.what.kernel == 3 and conv.what.stride == 2
-        chain = conv.reads == [image.target] and pool.reads == [conv.target]
-        if opens and chain and conv.target.needed == 2 > image.target.needed:
-            image.target.layout.height, conv.target.layout.height = 4 * BAND + 2, 2 * BAND + 1
-            image.target.needed = 2
-            self.steps[0] = image._replace(kind=STEM)
-            self.steps[1] = conv._replace(size=(2 * BAND + 1, conv.size[1]))
-
     def record(self, step: Step) -> None:
         for buffer in step.reads:
             buffer.needed = len(self.steps)
         self.steps.append(step)
+
+    def spans(self) -> Iterator[list[Step]]:
+        """The steps, those together that are computed together."""
+        number = 0
+        while number < len(self.steps):
+            yield self.steps[number : number + self.steps[number].span]
+            number += self.steps[number].span
 
     def __str__(self) -> str:
         return "\n".join(describe(self))
@@ -270,14 +175,9 @@ def describe(plan: Plan) -> Iterator[str]:
         also = f" plus {where(step.what.residual)}" if step.what.residual else ""
         limit = f"{step.what.limit:g}" if step.what.limit < np.inf else ""
         relu = f", ReLU{limit}" if step.what.relu else ""
+        bands = f", with the next in bands of {step.band} rows" if step.band else ""
         yield (
             f"{number:3} {KINDS[step.kind]:<8} {step.name:<24} {f'{height} x {width} x {step.what.channels}':>14}  "
-            f"b{number:<4} {step.target.offset:>9} {multiply_adds(step) / 1e6:8.3f}  {where(step.source)}{also}{relu}"
+            f"b{number:<4} {step.target.offset:>9} {multiply_adds(step) / 1e6:8.3f}  {where(step.source)}{also}{relu}{bands}"
         )
     yield f"arena of {plan.arena / 2**20:.2f} MiB an image"
-
-
-def multiply_adds(step: Step) -> int:
-    """Those of convolutions and of the linear layer, as the papers count."""
-    height, width = step.what.size
-    return height * width * step.what.weight.size if step.what.learnt else 0

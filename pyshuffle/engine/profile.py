@@ -11,8 +11,9 @@ import numpy as np
 
 from ..types import Array
 from .machine import FLOAT, machine
-from .plan import DENSE, OUTPUT, STEM, WINDOW, Plan, Step, multiply_adds
+from .plan import Plan
 from .program import aligned, encode
+from .steps import DENSE, OUTPUT, STEM, WINDOW, Step, multiply_adds
 from .team import FROM, UNTIL, Team
 
 ROUNDS = 100_000  # of the loop that measures the peak: long enough for the processor to settle, short enough to be undisturbed
@@ -31,8 +32,9 @@ class Row(NamedTuple):
 def profile(plan: Plan, image: Array, rounds: int = 20) -> list[Row]:
     """The median seconds that one thread takes for each step of a plan made for one thread, for one image (H, W, 3)."""
     images, logits = np.ascontiguousarray(image[None], np.float32), np.empty((1, plan.classes), np.float32)
-    begun = 3 if plan.steps[0].kind == STEM else 1
-    spans = [(0, begun), *((number, number + 1) for number in range(begun, len(plan.steps)))]
+    together = list(plan.spans())
+    ends = np.cumsum([len(steps) for steps in together])
+    spans = [(end - len(steps), end) for steps, end in zip(together, ends, strict=True)]
     team = Team(encode(plan), threads=1)
     times = np.empty((rounds, len(spans)))
     for part in times:
@@ -47,12 +49,15 @@ def profile(plan: Plan, image: Array, rounds: int = 20) -> list[Row]:
     team.close()
     return [
         Row(steps[0].name, kind(steps[0]), steps[0].size, sum(map(multiply_adds, steps)), float(median))
-        for steps, median in zip((plan.steps[a:b] for a, b in spans), np.median(times, axis=0), strict=True)
+        for steps, median in zip(together, np.median(times, axis=0), strict=True)
     ]
 
 
 def kind(step: Step) -> str:
-    """What the papers call it, in their breakdown of run time; the stem is image, first convolution and max-pool together."""
+    """What the papers call it, in their breakdown of run time; the stem is image, first convolution and max-pool together, and a
+    convolution may be computed together with the depthwise one behind it."""
+    if step.band:
+        return "both in bands"
     if step.kind == DENSE:
         return "linear" if step.source and step.source.height == step.source.width == 1 else "convolution"
     if step.kind == WINDOW:

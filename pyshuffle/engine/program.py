@@ -17,15 +17,16 @@ import numpy.typing as npt
 from ..types import Array
 from .layout import Vector, by_rows
 from .machine import FLOAT, LINE, Machine
-from .plan import DENSE, MAXIMUM, MEAN, OUTPUT, WINDOW, Plan, Step
+from .plan import Plan
+from .steps import DENSE, MAXIMUM, MEAN, OUTPUT, WINDOW, Step
 
 # Units are what threads share out: rows of pixels, BY_ROWS the same ones of every piece; else, of a small map, all pieces' tiles.
-# The columns of `Program.steps`: its pieces, all their units, ...; the last describe the buffer written, of which TARGET is the first
-# pixel; HALO_PLANES are those that have a halo. LOW, HIGH: the bits of the floats between which results are kept. MEET: all threads
-# meet before it.
+# The columns of `Program.steps`: its pieces, all their units, ...; those from TARGET on describe the buffer written, of which that is
+# the first pixel; HALO_PLANES are those that have a halo. LOW, HIGH: the bits of the floats between which results are kept. SPAN,
+# BAND: so many steps from here on are computed together, so many rows at a time. MEET: all threads meet before it.
 (KIND, FIRST, LAST, BY_ROWS, TOTAL, CHUNKS, PIXELS, WIDTH, STRIDE, LOW, HIGH) = range(11)
-(TARGET, TARGET_ROW, TARGET_PIXEL, HALO_PLANES, PLANE, MEET) = range(11, 17)
-STEP = 17
+(TARGET, TARGET_ROW, TARGET_PIXEL, HALO_PLANES, PLANE, SPAN, BAND, MEET) = range(11, 19)
+STEP = 19
 # The columns of `Program.pieces`: those that every kind has, those of a dense step, those of the others.
 (UNITS, SOURCE, WEIGHTS, BIAS) = range(4)
 (UNIT, VECTORS, TALL, COUNT, SOURCE_PIXELS, OFFSETS, TARGET_PIXELS, COLUMNS, RESIDUAL, RESIDUAL_PIXELS, RESIDUAL_COLUMNS) = range(
@@ -93,7 +94,8 @@ class Encoder:
         bounds = np.array([0 if what.relu else -np.inf, what.limit], np.float32).view(np.int32)
         return [step.kind, first, len(self.pieces), by_rows(step, self.machine, self.threads), sum(piece[UNITS] for piece in pieces),
                 self.chunks(step, pieces), step.size[0] * step.size[1], step.size[1], what.stride, *bounds,
-                target.offset + layout.at(0, 0), layout.row, layout.pixel, layout.halo * target.planes, layout.plane]  # fmt: skip
+                target.offset + layout.at(0, 0), layout.row, layout.pixel, layout.halo * target.planes, layout.plane,
+                step.span, step.band]  # fmt: skip
 
     def dense(self, step: Step) -> Iterator[dict[int, int]]:
         what, source, target = step.what, step.source, step.target.layout

@@ -1,0 +1,54 @@
+"""Steps that are computed together, a band of rows at a time, so that a large map between them never leaves the near caches.
+
+Each thread has bands of its own, in its own arena.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from .layout import by_rows
+from .machine import FLOAT, Machine
+from .steps import DENSE, MAXIMUM, STEM, WINDOW, Step
+
+POOLED = 14  # rows of a max-pooled map for which image and first convolution are computed at a time
+LARGE = 1 << 20  # bytes of a map that would leave the second cache before it is read
+NEARBY = 1 << 18  # bytes of one that stays there
+
+
+def opened(steps: list[Step]) -> list[Step]:
+    """Where the network begins with a 3x3 convolution and a max-pool, as these do, the first three steps become one.
+
+    The map between the two is the largest of all. Image and map then are buffers of one band: for pooled rows r to r + POOLED, of
+    rows 4 r - 3 to 4 (r + POOLED) - 1 and 2 r - 1 to 2 (r + POOLED) - 1.
+    """
+    image, conv, pool, *further = steps
+    opens = (conv.kind, pool.kind) == (DENSE, MAXIMUM) and conv.what.kernel == 3 and conv.what.stride == 2
+    chain = conv.reads == [image.target] and pool.reads == [conv.target]
+    if not (opens and chain and conv.target.needed == 2 > image.target.needed):
+        return steps
+    image.target.layout.height, conv.target.layout.height = 4 * POOLED + 2, 2 * POOLED + 1
+    image.target.needed = 2
+    return [image._replace(kind=STEM, span=3), conv._replace(size=(2 * POOLED + 1, conv.size[1])), pool, *further]
+
+
+def paired(steps: list[Step], machine: Machine, threads: int) -> list[Step]:
+    """Where a large map goes from a convolution to the depthwise step behind it and nowhere else, the two become one.
+
+    The map then is a buffer of one band: for rows r to r + band of the depthwise step, whose stride is s, of rows s r - 1 to
+    s (r + band - 1) + 1. What is left in it for the next band is moved, not computed again.
+    """
+    steps = list(steps)
+    for number, (conv, window) in enumerate(pairwise(steps)):
+        between, (height, width) = conv.target, conv.size
+        row = width * conv.what.channels * FLOAT
+        large = height * row >= LARGE and width >= max(machine.heights.values())  # a row holds a tile
+        alone = window.reads == [between] and between.needed == window.target.made
+        if (conv.kind, window.kind) == (DENSE, WINDOW) and large and alone and by_rows(window, machine, threads):
+            stride = window.what.stride
+            band = max(2, NEARBY // (stride * row))
+            between.layout.height = stride * (band - 1) + 1
+            for buffer in conv.reads:  # until the last band is done
+                buffer.needed = max(buffer.needed, window.target.made)
+            steps[number] = conv._replace(span=2, band=band)
+    return steps
