@@ -111,7 +111,7 @@ class Vector(NamedTuple):
 
 def arrange(steps: list[Step], machine: Machine) -> None:
     """Give every channel its column, and every step its vectors."""
-    for layout in {id(step.target.layout): step.target.layout for step in steps}.values():
+    for layout in layouts(steps):
         if len(layout.buffers) > 1 and all(buffer.plain for buffer in layout.buffers):
             whole = Counter(-(-buffer.channels // machine.lanes) * machine.lanes for buffer in layout.buffers)
             layout.columns = max(whole, key=lambda columns: (whole[columns], columns))  # what most of them need
@@ -127,6 +127,13 @@ def arrange(steps: list[Step], machine: Machine) -> None:
         if replaces(step, machine):
             step.target.over = step.reads[-1]
             step.target.over.layout.join(step.target.layout)
+    for layout in layouts(steps):  # no buffer gets wider from here on
+        layout.columns = layout.columns or max(buffer.columns for buffer in layout.buffers)
+
+
+def layouts(steps: list[Step]) -> list[Layout]:
+    """Those of all buffers, each once."""
+    return list({id(step.target.layout): step.target.layout for step in steps}.values())
 
 
 def runs(step: Step) -> Iterator[list[int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -23,7 +24,7 @@ class Map:
     width: int
     places: tuple[Place, ...]
 
-    @property
+    @cached_property
     def buffers(self) -> list[Buffer]:
         return list(dict.fromkeys(buffer for buffer, _ in self.places))
 
