@@ -4,9 +4,6 @@ import csv
 import errno
 import os
 import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
@@ -52,6 +49,14 @@ def assert_same_weights(a, b) -> None:
     """To the bit, velocities included."""
     first, second = (train.read_state(folder / "state.npz")[2] for folder in (a, b))
     assert first.keys() == second.keys()
+    for name, array in first.items():
+        np.testing.assert_array_equal(array, second[name], err_msg=name)
+
+
+def assert_same_run(a, b) -> None:
+    """To the bit, what is published included."""
+    assert_same_weights(a, b)
+    first, second = (weights.load(folder / "weights.npz").params for folder in (a, b))
     for name, array in first.items():
         np.testing.assert_array_equal(array, second[name], err_msg=name)
 
@@ -116,29 +121,6 @@ def test_a_run_leaves_curves_and_weights_that_classify_can_use(images, tmp_path,
 def test_weights_trained_on_enlarged_images_say_so(images, tmp_path):
     assert run(images, *SMALL, "--size", 64, "--epochs", 1, "--out", tmp_path / "run") == 0
     assert weights.load(tmp_path / "run" / "weights.npz").preprocess == Preprocess(resize=64, crop=64, detail=32)
-
-
-def test_a_killed_run_that_is_resumed_ends_with_the_same_bits(images, tmp_path):
-    arguments = (images, *SMALL, "--epochs", 20, "--save-every", 0)
-    assert run(*arguments, "--out", tmp_path / "whole") == 0
-    out = tmp_path / "killed"
-    delays = np.random.default_rng(0).uniform(0, 0.5, 3)
-    for delay in delays:
-        command = ("--resume", out, "--save-every", 0) if out.exists() else (*arguments, "--out", out)
-        before = (out / "state.npz").stat().st_mtime_ns if out.exists() else 0
-        process = subprocess.Popen([sys.executable, "-m", "pyshuffle.train", *map(str, command)], stdout=subprocess.DEVNULL)
-        while not (out / "state.npz").exists() or (out / "state.npz").stat().st_mtime_ns == before:
-            assert process.poll() is None, "the run ended before it saved anything"
-            time.sleep(0.01)
-        time.sleep(delay)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        train.read_state(out / "state.npz")
-    assert run("--resume", out) == 0
-    assert_same_weights(tmp_path / "whole", out)
-    whole, killed = (weights.load(folder / "weights.npz").params for folder in (tmp_path / "whole", out))
-    for name, array in whole.items():
-        np.testing.assert_array_equal(array, killed[name], err_msg=f"{name}, killed after {delays} s")
 
 
 def test_an_interrupted_run_saves_and_says_how_to_go_on(images, tmp_path, capsys, monkeypatch):
