@@ -266,7 +266,8 @@ def run(words, thread):
 @kernel
 def entry(address, worker):
     """One call, led; or, for a worker from 0 on, a share of every call until the model is closed."""
-    words = array(address, SOLE, (team.WORKERS,))
+    threads = array(address, SOLE, (team.WORKERS,))[team.THREADS]
+    words = array(address, SOLE, (team.WORKERS + threads * team.WORKER,))
     calls = SOLE
     if worker < 0:
         announce(words)
