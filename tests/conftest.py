@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # of the tests' two processes one waits while the other works
 
+import numba
 import numpy as np
 import pytest
 from golden.make_logits import parameters
@@ -27,9 +28,16 @@ from pyshuffle.types import Array, Params
 
 ROOT = Path(__file__).parents[1]
 SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"  # GPU kernels run, thread by thread, on Python's threads
-EXAMPLES = 5 if SIMULATED else 30
+INTERPRETED = bool(numba.config.DISABLE_JIT)  # kernels are Python
+EXAMPLES = 5 if SIMULATED or INTERPRETED else 30
 settings.register_profile("the same on every run", derandomize=True, deadline=None, database=None, max_examples=EXAMPLES)
 settings.load_profile("the same on every run")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if INTERPRETED and item.get_closest_marker("compiled"):
+            item.add_marker(pytest.mark.skip(reason="needs compiled code, and NUMBA_DISABLE_JIT=1 is set"))
 
 
 class Backend(NamedTuple):
@@ -49,6 +57,10 @@ if SIMULATED:
     from simulator import Simulated
 
     BACKENDS["cuda-float32"] = Backend(Simulated, np.float32, 1e-5)
+if INTERPRETED:
+    import interpreter
+
+    interpreter.begin()
 
 
 @pytest.fixture(scope="session", params=BACKENDS.values(), ids=BACKENDS)

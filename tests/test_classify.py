@@ -264,6 +264,7 @@ def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, *arguments], capture_output=True, env=os.environ | environment, cwd=ROOT, timeout=120)
 
 
+@pytest.mark.compiled
 def test_the_program_on_a_terminal_without_unicode(file):
     done = python("-m", "pyshuffle.classify", CHELSEA, "--weights", file, PYTHONIOENCODING="ascii")
     assert (done.returncode, done.stderr) == (0, b"")

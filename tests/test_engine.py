@@ -128,6 +128,7 @@ AT_224 = [
 ]
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("net", AT_224, ids=str)
 def test_logits_at_224_pixels_are_those_of_the_kernels(net):
     x = draw_images(1, 224, 224)
@@ -151,6 +152,7 @@ SHARED = [  # network, height, width
 ]
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize(("net", "height", "width"), SHARED, ids=str)
 def test_logits_are_the_same_bits_for_any_threads_and_any_batch(net, height, width):
     """Five images are five for a lone thread, two each and one for both, one each and two for all three, five for all eight."""
@@ -163,6 +165,7 @@ def test_logits_are_the_same_bits_for_any_threads_and_any_batch(net, height, wid
         np.testing.assert_array_equal(np.concatenate([model(image[None]) for image in x]), expected)
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("net", [ShuffleNetV1(groups=3, classes=10), ShuffleNetV2(classes=10)], ids=str)
 def test_logits_are_the_same_bits_where_threads_share_rows(net):
     """At 224 pixels a thread goes on to a 1x1 convolution of its own rows without waiting for the others."""
@@ -243,6 +246,7 @@ def call_at_once(models: list[Model], inputs: list[Array], calls: int) -> list[l
         return list(pool.map(call, models, inputs))
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("same", [True, False], ids=["one model", "two models"])
 def test_models_are_called_from_several_threads_at_once(same, threads):
@@ -256,6 +260,7 @@ def test_models_are_called_from_several_threads_at_once(same, threads):
             np.testing.assert_array_equal(logits, right)
 
 
+@pytest.mark.compiled
 def test_ten_thousand_calls_of_four_models_by_eight_threads():
     """Every answer is the one that the model gives alone."""
     nets = (
@@ -276,6 +281,7 @@ def answer_of_a_model(threads: int) -> bytes:
     return compiled(ShuffleNetV2(0.5, classes=10), 64, 64, threads)(draw_images(3, 64, 64)).tobytes()
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_processes_of_a_pool_have_models_of_their_own(method):
     """While this one has its own, and its threads."""
@@ -378,6 +384,7 @@ def start(program: str) -> subprocess.Popen:
     return process
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize("ending", ENDINGS.values(), ids=ENDINGS)
 def test_a_program_ends_while_workers_wait(ending):
     with start(PROGRAM + ending) as process:
@@ -388,6 +395,7 @@ def test_a_program_ends_while_workers_wait(ending):
     assert process.returncode == 0
 
 
+@pytest.mark.compiled
 @pytest.mark.skipif(os.name == "nt", reason="SIGINT cannot be sent to one process")
 def test_ctrl_c_ends_a_loop_of_calls_and_spares_the_model():
     with start(PROGRAM + FOREVER) as process:
@@ -409,6 +417,7 @@ def resident() -> int:
     return int(statistics.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if statistics.exists() else 0
 
 
+@pytest.mark.compiled
 @pytest.mark.parametrize(("threads", "calls"), [(1, 2000), (2, 500)])
 def test_calls_leave_memory_as_it_was(threads, calls):
     model, x = compiled(ShuffleNetV2(0.5, classes=10), 32, 32, threads), draw_images(1, 32, 32)
@@ -432,6 +441,7 @@ def test_calls_leave_memory_as_it_was(threads, calls):
     assert resident() - before <= 2**20, "the process has grown"
 
 
+@pytest.mark.compiled
 def test_models_that_come_and_go_leave_memory_as_it_was():
     """Arena and weights of this one are 5 MB."""
     net = ShuffleNetV2(classes=10)

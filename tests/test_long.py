@@ -117,6 +117,7 @@ def rounds(work: Callable[[], object]) -> Iterator[Held]:
         yield Held.now()
 
 
+@pytest.mark.compiled
 @needs_proc
 def test_training_and_classifying_leave_nothing_behind(tmp_path):
     work = Mixed(tmp_path)
@@ -205,6 +206,7 @@ def await_(process: subprocess.Popen, happened: Callable[[], bool]) -> None:
         time.sleep(0.0002)
 
 
+@pytest.mark.compiled
 def test_a_run_that_is_killed_ends_with_the_same_bits(images, tmp_path):  # noqa: F811
     arguments = (images, *SMALL, "--epochs", 20)
     quietly(train.main, *arguments, "--out", tmp_path / "whole")

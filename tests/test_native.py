@@ -47,6 +47,7 @@ def test_another_processor_has_other_code(monkeypatch):
         native._file.cache_clear()
 
 
+@pytest.mark.compiled
 def test_compiled_kernels_are_of_all_the_sources_that_they_stand_on():
     """numba asks for the kernel's own file; what it calls, and the tiles, count as well."""
     kept = product._multiply._cache._cache_file

@@ -21,7 +21,7 @@ from pyshuffle.nets import MobileNetV1, MobileNetV2, Net, ShuffleNetV1, ShuffleN
 # The answers --------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", [pytest.param(size, marks=[pytest.mark.compiled] if size > 100 else []) for size in SIZES])
 @pytest.mark.parametrize("name", NETS)
 def test_logits_are_those_of_torch(backend, name, size):
     """Golden values, with statistics that are not trivial; golden/make_logits.py says how they were made."""
@@ -42,6 +42,7 @@ SMALL = {
 every_small_net = pytest.mark.parametrize("net", SMALL.values(), ids=SMALL)
 
 
+@pytest.mark.compiled
 @every_small_net
 @pytest.mark.parametrize("training", [False, True])
 def test_the_kernels_answer_as_the_reference(net, training):

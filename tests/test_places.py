@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
-from conftest import ROOT, SIMULATED
+from conftest import INTERPRETED, ROOT, SIMULATED
 
 from pyshuffle import classify, train
 from pyshuffle.data import ImageFolder
@@ -34,7 +34,7 @@ class Places(NamedTuple):
 
 @pytest.fixture(scope="module")
 def places(distributions) -> Iterator[Places]:
-    if os.name == "nt" or SIMULATED:
+    if os.name == "nt" or SIMULATED or INTERPRETED:
         pytest.skip("the engine is run, as other users")
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "ein Ort, größer, 場所"

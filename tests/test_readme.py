@@ -24,6 +24,7 @@ from pyshuffle import classify, cli
 from pyshuffle.__main__ import COMMANDS
 from pyshuffle.engine import native
 
+pytestmark = pytest.mark.compiled
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCK = re.compile(r"^( *)```(\w*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 PROGRAM = re.compile(r"(python|pip|pytest|ruff|mypy|twine|bash|pyshuffle[a-z-]*) ")
