@@ -122,6 +122,10 @@ class Thread(threading.Thread):
             raise self.error
 
     def syncthreads(self) -> None:
+        if GPU.left_out:
+            caller = sys._getframe(2)
+            if GPU.left_out == (caller.f_code.co_filename, caller.f_lineno):
+                return
         self.waits = True
         self.back.release()
         self.go.acquire()
@@ -145,6 +149,7 @@ class GPU:
     locals: list["Local"] = []  # of the block's threads
     begin = 0  # SPAN for every barrier so far
     thread = 0
+    left_out: tuple[str, int] | None = None  # a barrier, by file and line, that no thread waits at
 
     def __init__(self, function: Any, grid: Any, block: tuple[int, ...], debug: bool) -> None:
         self.function, self.size = function, block[0]

@@ -18,7 +18,6 @@ if not SIMULATED:
     pytest.skip("NUMBA_ENABLE_CUDASIM=1 is not set", allow_module_level=True)
 
 import simulator
-from numba import cuda, float32
 from numba.cuda.cudadrv.driver import CudaAPIError
 from simulator import Simulated
 
@@ -28,7 +27,7 @@ from pyshuffle.backends.cost import Cost, count
 from pyshuffle.backends.cost import Map as Shape
 from pyshuffle.backends.cuda import Cuda
 from pyshuffle.backends.reference import Reference
-from pyshuffle.cuda import check, launch
+from pyshuffle.cuda import launch
 from pyshuffle.cuda import loss as kernels_loss
 from pyshuffle.cuda import sgd as kernels_sgd
 from pyshuffle.engine import cuda as engine
@@ -186,17 +185,6 @@ def test_bench_times_on_the_device(net, capsys):
     out = capsys.readouterr().out
     assert "batch 1, 32 x 32, cuda: median" in out
     assert "23 launches" in out
-
-
-@pytest.mark.parametrize("net", ["v2"], indirect=True)
-def test_the_report_finds_nothing_wrong_and_sees_what_is(net, monkeypatch):
-    monkeypatch.setattr(check, "ROUNDS", 1)
-    lines = [*check.operations((2, 3, 4, 6)), *check.network(net, 2, 32, True)]
-    assert all(away <= allowed for _, away, allowed, _ in lines)
-    assert len(lines) == 2 * 16 + 2
-    monkeypatch.setitem(Cuda.functions, "relu", (Cuda.functions["relu"][0], lambda dy, x, limit=math.inf: (dy,)))
-    wrong = [name for name, away, allowed, _ in check.operations((2, 3, 4, 6)) if not away <= allowed]
-    assert wrong == ["relu that ends at 0.5, backward", "relu, backward"]
 
 
 # Edges: sizes that no tile, block or part divides ---------------------------------------------------------------------------------
@@ -438,125 +426,3 @@ def test_no_launch_is_larger_than_there_can_be_however_many_images_or_channels(o
     forward, backward = Cuda.functions[op]
     backward(forward(x, w), x, w)
     assert within_limits(grids) >= 4
-
-
-# The simulator: it must see what is wrong -----------------------------------------------------------------------------------------
-
-
-def simulate(function, size=4, threads=4):
-    x, y = launch.upload(np.arange(size, dtype=np.float32)), launch.Tensor((size,))
-    launch.Kernel(function, "FF", threads)(1, x, y)
-    return launch.download(y)
-
-
-def test_what_is_right_passes():
-    def reverse(x, y):
-        shared = cuda.shared.array(4, float32)
-        t = cuda.threadIdx.x
-        shared[t] = x[t]
-        cuda.syncthreads()
-        y[t] = shared[3 - t]
-
-    np.testing.assert_array_equal(simulate(reverse), [3, 2, 1, 0])
-
-
-def test_a_missing_barrier_is_seen():
-    def reverse(x, y):
-        shared = cuda.shared.array(4, float32)
-        t = cuda.threadIdx.x
-        shared[t] = x[t]
-        y[t] = shared[3 - t]
-
-    with pytest.raises(RuntimeError, match="race"):
-        simulate(reverse)
-
-
-def test_a_barrier_that_not_all_reach_is_seen():
-    def some(x, y):
-        if cuda.threadIdx.x < 2:
-            cuda.syncthreads()
-
-    with pytest.raises(RuntimeError, match="2 of 4 threads wait at a barrier"):
-        simulate(some)
-
-
-def test_two_threads_that_write_one_value_are_seen():
-    def collide(x, y):
-        y[cuda.threadIdx.x // 2] = x[cuda.threadIdx.x]
-
-    with pytest.raises(RuntimeError, match="race"):
-        simulate(collide)
-
-
-@pytest.mark.parametrize("shift", [-1, 1])
-def test_what_lies_outside_of_an_array_is_seen(shift):
-    def read(x, y):
-        y[cuda.threadIdx.x] = x[cuda.threadIdx.x + shift]
-
-    def write(x, y):
-        y[cuda.threadIdx.x + shift] = x[cuda.threadIdx.x]
-
-    for function in (read, write):
-        with pytest.raises(IndexError, match="is outside of an array"):
-            simulate(function)
-
-
-@pytest.mark.parametrize("index", [-1, 4])
-def test_what_lies_outside_of_a_threads_own_array_is_seen(index):
-    def read(x, y):
-        own = cuda.local.array(4, float32)
-        for i in range(4):
-            own[i] = x[i]
-        y[cuda.threadIdx.x] = own[index]
-
-    def write(x, y):
-        own = cuda.local.array(4, float32)
-        own[index] = x[0]
-
-    for function in (read, write):
-        with pytest.raises(IndexError, match=f"index {index} is outside of a local array"):
-            simulate(function)
-
-
-def test_what_a_thread_keeps_in_another_type_is_seen():
-    def square(x, y):
-        own = cuda.local.array(1, float32)
-        own[0] = math.sqrt(x[cuda.threadIdx.x])
-
-    with pytest.raises(TypeError, match="a local array of float32 is given values of another type"):
-        simulate(square)
-
-
-@pytest.mark.parametrize(("index", "where"), [(-1, "before"), (4, "behind")])
-def test_what_is_written_beside_an_array_is_seen_without_looking_at_indices(monkeypatch, index, where):
-    """As hardware has it: an index is a distance, and what is read there is NaN."""
-
-    class Address:
-        def __init__(self, array):
-            self.bytes = array.base
-
-        def __getitem__(self, index):
-            return self.bytes.view(np.float32)[simulator.BAND // 4 + index]
-
-        def __setitem__(self, index, value):
-            self.bytes.view(np.float32)[simulator.BAND // 4 + index] = value
-
-    def read(x, y):
-        y[cuda.threadIdx.x] = x[index]
-
-    def write(x, y):
-        if cuda.threadIdx.x == 0:
-            y[index] = 1
-
-    monkeypatch.setattr(simulator, "watch", Address)
-    assert np.isnan(simulate(read)).all()
-    with pytest.raises(IndexError, match=f"a launch has written {where} an array of 4 values"):
-        simulate(write)
-
-
-def test_what_is_never_written_is_seen():
-    def some(x, y):
-        if cuda.threadIdx.x < 3:
-            y[cuda.threadIdx.x] = 1
-
-    np.testing.assert_array_equal(simulate(some), [1, 1, 1, np.nan])

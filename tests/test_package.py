@@ -31,6 +31,7 @@ def test_a_name_that_is_not_there():
 
 RANKS = [  # a module imports from rooms of its own or a higher number only
     {"export", "check"},
+    {"report"},
     {"classify"},
     {"audit", "train", "gradcheck", "peers", "visualise", "explain", "trace"},
     {"device", "plots"},
@@ -50,7 +51,7 @@ def test_imports_point_one_way():
     for path in PACKAGE.rglob("*.py"):
         room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
         room = "tiles" if room == "engine" and path.stem in FLOOR else room
-        room = "check" if room == "cuda" and path.stem == "check" else room  # a command line
+        room = path.stem if room == "cuda" and path.stem in ("check", "report") else room  # a command line
         if room.startswith("__"):  # the package and its program
             continue
         for target in imported_rooms(path, room):

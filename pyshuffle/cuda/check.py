@@ -3,8 +3,7 @@
 Each kernel is compiled to PTX for the compute capabilities in TARGETS. Where `ptxas`, NVIDIA's assembler, is on the path, it makes
 machine code of that, and a table says what each kernel takes of a multiprocessor, and what part of the warps that a multiprocessor
 has room for it may have there at once. A kernel fails that spills registers, keeps an array in local memory, needs more than a block
-may have, or so much that fewer than LEAST of the warps have room. With `--run`, on a GPU, every operation, inference and steps of
-training are compared with the reference, and timed: the report to send in.
+may have, or so much that fewer than LEAST of the warps have room. With `--run`, on a GPU, it is report.py that is run instead.
 """
 
 from __future__ import annotations
@@ -14,26 +13,16 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from .. import cli, device
 from ..errors import PyShuffleError
-from ..nets import Net, ShuffleNetV1, ShuffleNetV2
-from ..types import Params
 
 SHARED, THREADS = 48 * 1024, 1024  # that a block may have, on all of them
 REGISTERS, QUARTERS = 65536, 4  # of a multiprocessor; its quarters have their own, from which a warp is given them
 WARP, UNIT = 32, 256  # threads; registers that are given at one go
 LEAST = 1 / 8  # of the warps that a multiprocessor has room for: two for each quarter, so that one computes while another waits
-TOLERANCE, NET_TOLERANCE = 1e-5, 1e-4  # of the largest value, of an operation and of a network
-ROUNDS = 20  # of a measurement
-RATE = 0.01  # of learning
 
 
 class Limits(NamedTuple):
@@ -79,6 +68,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.run:
         device.require("cuda")
+        from .report import run
+
         return run()
     device.require_compiler()
     return compile_all()
@@ -154,109 +145,6 @@ def assembled(assembler: str, text: str, target: tuple[int, int]) -> str:
         source.write_text(text)
         command = [assembler, "-v", f"-arch=sm_{target[0]}{target[1]}", str(source), "-o", str(source.with_suffix(".cubin"))]
         return subprocess.run(command, capture_output=True, text=True).stderr
-
-
-# On a device
-
-
-def run() -> int:
-    """Prints the report. The exit code: 1 if something is not what the reference says."""
-    from importlib.metadata import version
-
-    print(f"{device.gpu()}, numba-cuda {version('numba-cuda')}, numpy {np.__version__}")
-    print(f"{'':<44} {'away from the reference':>24} {'ms':>9}")
-    failed = False
-    networks = [
-        (ShuffleNetV1(0.5), 8, 64, True), (ShuffleNetV2(0.5), 8, 64, True), (ShuffleNetV2(1.0), 1, 224, True),
-        (ShuffleNetV2(1.0), 64, 224, False),
-    ]  # fmt: skip
-    for name, away, allowed, took in chain(operations((8, 28, 28, 48)), *(network(*one) for one in networks)):
-        failed |= not away <= allowed
-        print(f"{name:<44} {away:>24.1e} {took:>9.4f}", "WRONG" * (not away <= allowed), flush=True)
-    return int(failed)
-
-
-Line = tuple[str, float, float, float]  # what; how far away, in parts of the largest value; how far it may be; milliseconds
-
-
-def operations(x: tuple[int, ...]) -> Iterator[Line]:
-    """Each of them, forward and backward, on a map of the shape x with 6 n channels."""
-    from ..backends.cuda import Cuda
-    from ..backends.reference import Reference
-    from .launch import download, milliseconds, upload
-
-    channels = x[3]
-    cases: list[tuple[str, str, tuple[tuple[int, ...], ...], dict[str, Any]]] = [
-        ("conv 1x1", "conv", (x, (1, 1, channels, channels)), {}),
-        ("conv 1x1, 3 groups", "conv", (x, (1, 1, channels // 3, channels)), {"groups": 3}),
-        ("conv 3x3, stride 2", "conv", (x, (3, 3, channels, channels)), {"stride": 2}),
-        ("depthwise", "depthwise", (x, (3, 3, channels)), {}),
-        ("depthwise, stride 2", "depthwise", (x, (3, 3, channels)), {"stride": 2}),
-        ("batchnorm and relu", "batchnorm", (x, (channels,), (channels,)), {"training": True, "relu": True}),
-        ("relu that ends at 0.5", "relu", (x,), {"limit": 0.5}),
-        *((op, op, (x,), {}) for op in ("relu", "maxpool", "avgpool", "split", "mean")),
-        ("concat", "concat", (x, x), {}),
-        ("add", "add", (x, x), {}),
-        ("shuffle, 3 groups", "shuffle", (x,), {"groups": 3}),
-        ("linear", "linear", ((x[0], channels), (channels, 10), (10,)), {}),
-    ]
-    rng = np.random.default_rng(0)
-    for name, op, shapes, settings in cases:
-        arrays = [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
-        exact, tensors = [array.astype(np.float64) for array in arrays], [upload(array) for array in arrays]
-        told, known = dict(settings), dict(settings)
-        if op == "batchnorm":
-            told |= zip(("mean", "var"), Cuda.statistics(tensors[0]), strict=True)
-            known |= zip(("mean", "var"), Reference.statistics(exact[0]), strict=True)
-        (forward, backward), (expected, expected_backward) = Cuda.functions[op], Reference.functions[op]
-        y, right = several(forward(*tensors, **told)), several(expected(*exact, **known))
-        slopes = [rng.standard_normal(array.shape).astype(np.float32) for array in right]
-        dy = [upload(slope) for slope in slopes]
-        back = several(expected_backward(*(slope.astype(np.float64) for slope in slopes), *exact, **known))
-        for what, got, wanted, again in (
-            ("forward", y, right, partial(forward, *tensors, **told)),
-            ("backward", several(backward(*dy, *tensors, **told)), back, partial(backward, *dy, *tensors, **told)),
-        ):
-            away = max(distance(download(a), b) for a, b in zip(got, wanted, strict=True))
-            yield f"{name}, {what}", away, TOLERANCE, float(np.median(milliseconds(again, ROUNDS)))
-
-
-def network(net: Net, images: int, size: int, exactly: bool) -> Iterator[Line]:
-    """Inference, and two steps of training: the second shows the gradients, after it rounding grows from step to step.
-
-    Compared with the reference in float64 or, where that takes too long, with the kernels and the engine for the processor.
-    """
-    from .. import engine
-    from ..backends.reference import Reference
-    from ..engine import cuda
-    from ..init import initialise
-    from ..sgd import ReferenceTrainer, Trainer
-    from ..sgd_cuda import Trainer as DeviceTrainer
-    from .launch import milliseconds
-
-    x, labels = (
-        np.random.default_rng(0).standard_normal((images, size, size, 3)).astype(np.float32),
-        np.arange(images) % net.classes,
-    )
-    params, exact_x = initialise(net), x.astype(np.float64)
-    exact: Params = {name: array.astype(np.float64) for name, array in params.items()}
-    model, trainer = cuda.compile(net, params, x.shape), DeviceTrainer(net, params)
-    expected = net(Reference(exact), exact_x) if exactly else engine.compile(net, params, x.shape)(x)
-    name = f"{net.arch} {net.width}, batch {images}, {size} x {size}"
-    took = milliseconds(model.program(images).run, ROUNDS)
-    yield f"{name}: logits", distance(model(x), expected), NET_TOLERANCE, float(np.median(took))
-    right, given = (ReferenceTrainer(net, exact), exact_x) if exactly else (Trainer(net, params), x)
-    losses = np.array([[trainer.step(x, labels, RATE)[0], right.step(given, labels, RATE)[0]] for _ in range(2)])
-    took = milliseconds(lambda: trainer.step(x, labels, RATE), ROUNDS)
-    yield f"{name}: two losses, a step", distance(losses[:, 0], losses[:, 1]), NET_TOLERANCE, float(np.median(took))
-
-
-def several(value: Any) -> tuple[Any, ...]:
-    return value if isinstance(value, tuple) else (value,)
-
-
-def distance(a: Any, b: Any) -> float:
-    return float(np.abs(a - b).max() / np.abs(b).max())
 
 
 if __name__ == "__main__":
