@@ -153,7 +153,12 @@ def stepper(net: nets.Net, params: Params, images: Array, args: argparse.Namespa
     except ValueError as error:
         raise ShapeError(f"threads={args.threads}: {error}") from None
     trainer, job = device.trainer(args.device)(net, params), Job(net, params, images, args.threads, RECIPE)
-    return lambda: trainer.step(images, job.labels, RECIPE.rate)
+
+    def step() -> None:
+        trainer.step(images, job.labels, RECIPE.rate)
+        trainer.wait()
+
+    return step
 
 
 def seconds(run: Callable[[], Any]) -> float:

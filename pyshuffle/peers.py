@@ -65,7 +65,13 @@ def pyshuffle(job: Job) -> Callable[[], Array]:
         trainer = device.trainer(job.device)(
             job.net, {name: array.copy() for name, array in job.params.items()}, decay, smoothing
         )
-        return lambda: np.array(trainer.step(job.images, job.labels, rate)[0])
+
+        def step() -> Array:
+            value, _ = trainer.step(job.images, job.labels, rate)
+            trainer.wait()
+            return np.array(value)
+
+        return step
     threads = {"threads": job.threads} if job.device == "cpu" else {}
     model = device.compiler(job.device).compile(job.net, job.params, job.images.shape, **threads)
     return lambda: model(job.images)

@@ -5,7 +5,7 @@ from typing import Any
 from . import sgd
 from .backends.cuda import Cuda
 from .cuda import loss
-from .cuda.launch import download, on_device, upload
+from .cuda.launch import download, on_device, upload, wait
 from .cuda.sgd import descend
 from .nets import Net
 from .types import Params
@@ -20,6 +20,7 @@ class Trainer(sgd.Trainer):
     given: Any = staticmethod(upload)
     assess: Any = staticmethod(loss.run)
     descend: Any = staticmethod(descend)
+    wait = staticmethod(wait)
 
     def __init__(self, net: Net, params: Params, decay: float = sgd.DECAY, smoothing: float = sgd.SMOOTHING) -> None:
         super().__init__(net, {}, decay, smoothing)

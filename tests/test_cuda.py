@@ -27,7 +27,7 @@ from pyshuffle.backends.cost import Cost, count
 from pyshuffle.backends.cost import Map as Shape
 from pyshuffle.backends.cuda import Cuda
 from pyshuffle.backends.reference import Reference
-from pyshuffle.cuda import launch
+from pyshuffle.cuda import check, launch
 from pyshuffle.cuda import loss as kernels_loss
 from pyshuffle.cuda import sgd as kernels_sgd
 from pyshuffle.engine import cuda as engine
@@ -187,6 +187,26 @@ def test_bench_times_on_the_device(net, capsys):
     assert "23 launches" in out
 
 
+def test_bench_stops_its_clock_when_the_device_has_done_the_step(monkeypatch):
+    """A step ends when its last kernel is launched, not when that is done."""
+    events = []
+    monkeypatch.setattr(launch.Kernel, "__call__", lambda *_: events.append("launch"))
+    monkeypatch.setattr(launch.cuda, "synchronize", lambda: events.append("wait"))
+    monkeypatch.setattr(BENCH.time, "perf_counter", lambda: events.append("clock") or 1e-9 * len(events))
+    assert BENCH.main("--device cuda --train --width 0.5 --size 32 --batch 2 --rounds 1".split()) == 0
+    begin, end = (n for n, event in enumerate(events) if event == "clock")
+    assert set(events[begin + 1 : end - 1]) == {"launch"}
+    assert events[end - 1] == "wait"
+
+
+@pytest.mark.parametrize("net", ["v1", "v2", "mobilenet v2"], indirect=True)
+def test_the_plan_is_printed_as_that_of_the_processor(net):
+    plan = engine.compile(net, draw_params(net, (1, 32, 32, 3), np.float32), (32, 32, 3)).plan
+    _, *lines, arena = str(plan).splitlines()
+    assert [line.split()[2] for line in lines] == [step.name for step in plan.steps]
+    assert arena == f"arena of {plan.arena / 2**20:.2f} MiB an image"
+
+
 # Edges: sizes that no tile, block or part divides ---------------------------------------------------------------------------------
 
 
@@ -334,6 +354,38 @@ def test_a_device_that_is_lost_in_training_leaves_the_last_good_state(net, tmp_p
     _, progress, arrays = train.read_state(tmp_path / "run" / train.STATE)
     assert progress.step == 1
     assert all(np.isfinite(array).all() for array in arrays.values())
+
+
+PHOTO = str(Path(__file__).parent / "photos" / "coffee.png")
+RUNS = {
+    "classify": (classify.main, [PHOTO, "--device", "cuda"]),
+    "bench": (BENCH.main, "--device cuda --size 32 --rounds 1".split()),
+    "check": (check.main, ["--run"]),
+}
+
+
+@pytest.mark.parametrize(("main", "arguments"), RUNS.values(), ids=RUNS)
+def test_a_device_that_is_lost_is_said_in_one_line(main, arguments, monkeypatch, capsys):
+    launched, fail = [], failing(719, "CUDA_ERROR_LAUNCH_FAILED")
+
+    def call(*_):
+        launched.append(1)
+        if len(launched) > 3:
+            fail()
+
+    monkeypatch.setattr(simulator.kernel.FakeCUDAKernel, "__call__", call)
+    assert cli.run(main, arguments) == 2
+    err = capsys.readouterr().err
+    assert re.search(r": error: device cuda: the driver fails: \[719\].*LAUNCH_FAILED\n$", err)
+    assert err.count("\n") == 1
+
+
+def test_a_stream_for_each_thread_is_refused(monkeypatch):
+    """What one thread lets go of another would write to, while the first one's kernels still read it."""
+    spec = importlib.util.spec_from_file_location("pyshuffle.cuda.again", launch.__file__)
+    monkeypatch.setenv(launch.STREAMS, "1")
+    with pytest.raises(DeviceError, match=f"device cuda: {launch.STREAMS} gives each thread .*: unset it"):
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
 
 
 @pytest.mark.parametrize("net", ["v2"], indirect=True)

@@ -13,6 +13,7 @@ launched before may still be reading it: `take` hands out what `Memory` gave bac
 from __future__ import annotations
 
 import math
+import os
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -40,6 +41,10 @@ PARTS = 64  # at most, of a sum over pixels that blocks share
 LARGEST = 2**31 - 1  # number of values that an int32 can point to
 FAILURES = "CudaAPIError", "CUDAError"  # as the errors are called that numba raises and, at a launch, the library under it
 FULL = "CUDA_ERROR_OUT_OF_MEMORY"
+STREAMS = "CUDA_PYTHON_CUDA_PER_THREAD_DEFAULT_STREAM"
+
+if os.environ.get(STREAMS, "0") not in ("", "0"):
+    raise DeviceError(f"device cuda: {STREAMS} gives each thread a stream of its own, and the kernels need one for all: unset it")
 
 
 @contextmanager
@@ -183,6 +188,12 @@ def on_device(params: Params) -> dict[str, Any]:
 def table(numbers: tuple[int, ...] | range) -> Tensor:
     """Numbers that kernels look up, kept on the device."""
     return upload(np.array(numbers), np.int32)
+
+
+def wait() -> None:
+    """Until all that was launched is done."""
+    with driver():
+        cuda.synchronize()
 
 
 def milliseconds(run: Callable[[], object], rounds: int) -> list[float]:
