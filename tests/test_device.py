@@ -3,13 +3,21 @@
 # ruff: noqa: N802 (the driver's own names)
 
 import ctypes
+import importlib.util
+import re
 import sys
+from pathlib import Path
 
 import pytest
 
 import pyshuffle
 from pyshuffle import classify, cli, device, train
+from pyshuffle.cuda import check
 from pyshuffle.errors import DeviceError
+
+SPEC = importlib.util.spec_from_file_location("bench", Path(__file__).parents[1] / "bench.py")
+BENCH = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(BENCH)
 
 GPU = {"cuDriverGetVersion": 13010, "cuInit": 0, "cuDeviceGetCount": 1, "capability": (9, 0)}
 
@@ -54,7 +62,9 @@ def no_library():
     raise OSError("libcuda.so.1: cannot open shared object file")
 
 
+NOT_INSTALLED = "numba-cuda is not there, whatever the driver says"
 WRONG = {
+    "no numba-cuda": (NOT_INSTALLED, r"numba-cuda is not installed: pip install 'pyshuffle\[cuda\]'"),
     "no driver": (None, "there is no NVIDIA driver: install NVIDIA's driver, 580 or later"),
     "too old a driver": ({"cuDriverGetVersion": 12040}, r"too old \(CUDA 12\.4, 13\.0 is needed\): install NVIDIA's driver, 580"),
     "no GPU": ({"cuInit": device.NO_DEVICE, "cuDeviceGetCount": 0}, "there is a driver, but no NVIDIA GPU"),
@@ -64,19 +74,32 @@ WRONG = {
 }
 
 
+COMMANDS = {
+    "classify": (classify.main, ["nothing.png", "--device", "cuda"]),
+    "train": (train.main, ["nothing", "--out", "run", "--device", "cuda"]),
+    "bench": (BENCH.main, ["--device", "cuda"]),
+    "check": (check.main, ["--run"]),
+}
+
+
+@pytest.mark.parametrize(("main", "arguments"), COMMANDS.values(), ids=COMMANDS)
 @pytest.mark.parametrize(("facts", "message"), WRONG.values(), ids=WRONG)
-def test_what_is_missing_is_said_with_what_to_do(installed, monkeypatch, facts, message):
-    monkeypatch.setattr(device, "load", no_library if facts is None else lambda: Driver(**facts))
+def test_what_is_missing_is_said_in_one_line_with_what_to_do(
+    installed, monkeypatch, tmp_path, capsys, facts, message, main, arguments
+):
+    if facts == NOT_INSTALLED:
+        monkeypatch.setattr(device.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(device, "load", (lambda: Driver(**facts)) if isinstance(facts, dict) else no_library)
     with pytest.raises(DeviceError, match=message):
         device.require("cuda")
     assert [found.name for found in pyshuffle.devices()] == ["cpu"]
-
-
-def test_without_the_extra_it_is_named(installed, monkeypatch):
-    monkeypatch.setattr(device.importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr(device, "load", Driver)
-    with pytest.raises(DeviceError, match=r"numba-cuda is not installed: pip install 'pyshuffle\[cuda\]'"):
-        device.require("cuda")
+    monkeypatch.chdir(tmp_path)
+    assert cli.run(main, arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert re.search(f": error: device cuda: .*{message}", err)
+    assert err.count("\n") == 1
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_gpu_is_listed(installed, monkeypatch):
@@ -88,17 +111,6 @@ def test_a_gpu_is_listed(installed, monkeypatch):
 def test_a_device_that_there_is_not():
     with pytest.raises(DeviceError, match="there is no device 'tpu': choose one of cpu, cuda"):
         device.require("tpu")
-
-
-def test_the_command_lines_end_with_one_line_and_code_2(installed, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(device, "load", no_library)
-    for main, arguments in ((classify.main, ["nothing.png"]), (train.main, [str(tmp_path), "--out", str(tmp_path / "run")])):
-        assert cli.run(main, [*arguments, "--device", "cuda"]) == 2
-        out, err = capsys.readouterr()
-        assert out == ""
-        assert err.endswith("error: device cuda: there is no NVIDIA driver: install NVIDIA's driver, 580 or later\n")
-        assert err.count("\n") == 1
-    assert not (tmp_path / "run").exists()
 
 
 def test_the_drivers_library_is_looked_for_where_the_system_has_it(monkeypatch):
