@@ -502,7 +502,7 @@ def test_a_value_that_is_not_finite_is_refused_wherever_it_is(threads, value):
         np.testing.assert_array_equal(model(x), expected)
 
 
-@pytest.mark.parametrize("size", [(33, 64), (224, 224)], ids=str)
+@pytest.mark.parametrize("size", [(33, 64), pytest.param((224, 224), marks=pytest.mark.compiled)], ids=str)
 def test_no_row_of_an_image_is_overlooked(size):
     """A NaN in each row in turn, which one thread or another reads."""
     height, width = size

@@ -27,8 +27,10 @@ NETS = [
 @pytest.mark.parametrize("net", NETS, ids=str)
 @pytest.mark.parametrize("size", [(64, 64), (65, 33)], ids=str)
 def test_onnxruntime_gives_the_reference_logits(net, size):
-    onnx = pytest.importorskip("pyshuffle.backends.onnx", exc_type=ImportError)
+    pytest.importorskip("onnx")
     onnxruntime = pytest.importorskip("onnxruntime")
+    from pyshuffle.backends import onnx
+
     params = draw_params(net, (1, 64, 64, 3), np.float32)
     images = np.random.default_rng(0).standard_normal((2, *size, 3)).astype(np.float32)
     session = onnxruntime.InferenceSession(onnx.model(net, params, size).SerializeToString(), providers=["CPUExecutionProvider"])
@@ -38,7 +40,9 @@ def test_onnxruntime_gives_the_reference_logits(net, size):
 
 
 def test_parameters_of_another_network():
-    onnx = pytest.importorskip("pyshuffle.backends.onnx", exc_type=ImportError)
+    pytest.importorskip("onnx")
+    from pyshuffle.backends import onnx
+
     params = draw_params(NETS[2], (1, 64, 64, 3), np.float32)
     with pytest.raises(WeightsError, match="the network needs"):
         onnx.model(NETS[3], params)
