@@ -34,7 +34,7 @@ PHOTOS = [ROOT / "tests" / "photos" / name for name in ("chelsea.png", "coffee.p
 PAGES = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
 GROWTH = 4 << 20  # bytes that memory may differ by: habits of the allocator; a leak of 2 KB a round is more in two hours
 TELL = 180  # seconds between two lines
-DELAY = 0.5  # seconds that a run is left alone, at most, after its first sign of life
+STATES, DELAY = 8, 0.1  # so many states that a run writes, at most, and seconds more, before it is killed
 FEWEST = 8  # rounds that can be judged
 
 needs_proc = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="there is no /proc to look into")
@@ -162,8 +162,8 @@ class Kills(NamedTuple):
 def kill(arguments: tuple, whole: Path, folder: Path, kills: int, seed: int = 0) -> Iterator[Kills]:
     """Kill runs at random moments, so often in all; go on with each, and compare it with `whole`, which was left alone.
 
-    A moment is a time after the first sign of life; half of them wait, from there on, for the next state that is being written. A run
-    may come to its end before it is killed: then there is another.
+    A moment is a time after a number of states, one of which is written before the first step; half of the kills wait, from there on,
+    for the next state that is being written. A run may come to its end before it is killed: then there is another.
     """
     rng, done = np.random.default_rng(seed), Kills()
     while done.kills < kills:
@@ -176,9 +176,10 @@ def kill(arguments: tuple, whole: Path, folder: Path, kills: int, seed: int = 0)
             if done.kills == kills:
                 quietly(train.main, *command)
                 break
-            before = changed(state), changed(part)
             process = subprocess.Popen([sys.executable, "-m", "pyshuffle.train", *command], stdout=subprocess.DEVNULL)
-            await_(process, lambda: (changed(state), changed(part)) != before)  # noqa: B023 (it is called at once)
+            for _ in range(rng.integers(1, STATES + 1)):
+                before = changed(state)
+                await_(process, lambda: changed(state) != before)  # noqa: B023 (it is called at once)
             time.sleep(rng.uniform(0, DELAY))
             if rng.random() < 0.5:
                 await_(process, part.exists)
