@@ -24,6 +24,7 @@ from pyshuffle.backends.arrays import Arrays
 from pyshuffle.backends.cost import Cost, Map
 from pyshuffle.backends.numba import Numba
 from pyshuffle.backends.reference import Reference
+from pyshuffle.nets import MobileNetV1, MobileNetV2, ShuffleNetV1, ShuffleNetV2, mobilenet, shufflenet_v1, shufflenet_v2
 from pyshuffle.types import Array, Params
 
 ROOT = Path(__file__).parents[1]
@@ -67,6 +68,32 @@ if INTERPRETED:
 def backend(request) -> Backend:
     """Every interpretation in turn, in every precision that it has."""
     return request.param
+
+
+NARROW = {
+    "v1": lambda: ShuffleNetV1(0.125, groups=3, classes=5),
+    "v1, authors' order": lambda: ShuffleNetV1(0.125, groups=2, classes=5, order="authors", bias=False),
+    "v2": lambda: ShuffleNetV2(0.125, classes=5),
+    "v2, torchvision's wiring": lambda: ShuffleNetV2(0.125, classes=5, wiring="torchvision"),
+    "v2, authors' order": lambda: ShuffleNetV2(0.125, classes=5, order="authors", extra_depthwise=True),
+    "mobilenet v1": lambda: MobileNetV1(0.25, classes=5),
+    "mobilenet v2": lambda: MobileNetV2(0.25, classes=5),
+}
+
+
+@pytest.fixture(params=NARROW)
+def net(request, monkeypatch):
+    """Networks of few and narrow units: in all else they are the real ones."""
+    monkeypatch.setattr(shufflenet_v1, "STAGE2", {2: 128, 3: 96})
+    monkeypatch.setattr(shufflenet_v1, "STEM", {0.125: 6})
+    monkeypatch.setattr(shufflenet_v1, "REPEATS", (2, 1, 1))
+    monkeypatch.setattr(shufflenet_v2, "WIDTHS", {0.125: (20, 28, 36, 34)})
+    monkeypatch.setattr(shufflenet_v2, "REPEATS", (2, 1, 1))
+    monkeypatch.setattr(shufflenet_v2, "STEM", 6)
+    monkeypatch.setattr(mobilenet, "V1_UNITS", ((16, 1), (32, 2)))
+    monkeypatch.setattr(mobilenet, "V2_UNITS", ((1, 16, 1, 1), (2, 32, 2, 2)))
+    monkeypatch.setattr(mobilenet, "V2_LAST", 16)
+    return NARROW[request.param]()
 
 
 class Distributions(NamedTuple):
@@ -119,6 +146,10 @@ def draw_params(net: Callable, shape: tuple[int, ...], dtype: type[np.floating] 
     cost = Cost()
     net(cost, Map(shape))
     return {name: value.astype(dtype) for name, value in parameters(cost.shapes, seed).items()}
+
+
+def pictures(*shape):
+    return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
 
 
 @pytest.fixture

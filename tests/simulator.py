@@ -17,6 +17,7 @@ import threading
 from typing import Any
 
 import numpy as np
+from numba.cuda.cudadrv.driver import CudaAPIError
 from numba.cuda.simulator import kernel, kernelapi
 from numba.cuda.simulator.cudadrv.devicearray import FakeCUDAArray
 
@@ -284,3 +285,23 @@ class Simulated(Arrays):
     statistics = staticmethod(from_host(Cuda.statistics))
     zeros_like = staticmethod(from_host(Cuda.zeros_like))
     follow = staticmethod(follow)
+
+
+class Small:
+    """A network of one convolution of each kind, for what takes a network and not a real one."""
+
+    arch, width, classes = "small", 1.0, 3
+
+    def __call__(self, ops, x):
+        x = ops.depthwise_bn(x, "depthwise", "bn1", stride=2)
+        x = ops.conv_bn(x, "conv", "bn2", 4, stride=2)
+        return ops.linear(ops.mean(x), "fc", self.classes)
+
+
+def failing(code, name):
+    """What asks the driver for something, and is refused."""
+
+    def fail(*_):
+        raise CudaAPIError(f"[{code}] Call to cuSomething results in {name}")
+
+    return fail

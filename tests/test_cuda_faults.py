@@ -19,6 +19,7 @@ if not SIMULATED:
 import simulator
 from numba import cuda, float32
 from numba.cuda.simulator.kernel import FakeCUDAKernel
+from simulator import Small
 
 from pyshuffle import cli
 from pyshuffle.backends.cuda import Cuda
@@ -236,17 +237,6 @@ def test_no_result_can_be_written_beside_its_place(users, name, by, monkeypatch)
 
 
 # The report -----------------------------------------------------------------------------------------------------------------------
-
-
-class Small:
-    """A network of one convolution of each kind."""
-
-    arch, width, classes = "small", 1.0, 3
-
-    def __call__(self, ops, x):
-        x = ops.depthwise_bn(x, "depthwise", "bn1", stride=2)
-        x = ops.conv_bn(x, "conv", "bn2", 4, stride=2)
-        return ops.linear(ops.mean(x), "fc", self.classes)
 
 
 @pytest.fixture
