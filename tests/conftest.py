@@ -18,7 +18,7 @@ import numba
 import numpy as np
 import pytest
 from golden.make_logits import parameters
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from pyshuffle.backends.arrays import Arrays
 from pyshuffle.backends.cost import Cost, Map
@@ -31,7 +31,14 @@ ROOT = Path(__file__).parents[1]
 SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"  # GPU kernels run, thread by thread, on Python's threads
 INTERPRETED = bool(numba.config.DISABLE_JIT)  # kernels are Python
 EXAMPLES = 5 if SIMULATED or INTERPRETED else 30
-settings.register_profile("the same on every run", derandomize=True, deadline=None, database=None, max_examples=EXAMPLES)
+settings.register_profile(
+    "the same on every run",
+    derandomize=True,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],  # which is a deadline, too: an emulated or a busy processor does not meet it
+    database=None,
+    max_examples=EXAMPLES,
+)
 settings.load_profile("the same on every run")
 
 
