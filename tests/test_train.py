@@ -68,6 +68,7 @@ def test_the_first_losses_are_those_of_a_pytorch_run():
     np.testing.assert_allclose(losses, golden, rtol=1e-3)
 
 
+@pytest.mark.compiled
 def test_64_images_are_memorised():
     rng = np.random.default_rng(0)
     images, labels = rng.standard_normal((64, 32, 32, 3)).astype(np.float32), np.arange(64) % 4
