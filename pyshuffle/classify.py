@@ -21,7 +21,7 @@ from .labels import read_labels
 from .types import Array
 from .weights import Checkpoint
 
-DEFAULT = "shufflenet_v2_x0_5_tiny_imagenet.npz"
+DEFAULT = "shufflenet_v2_x1_0_tiny_imagenet.npz"
 PACKAGE = resources.files(__package__)  # not always a folder: it may be part of an archive
 SOURCE_TREE = Path(__file__).parents[1]
 EXPLAINED = 3  # classes that --explain draws

@@ -7,12 +7,13 @@ what is there, copies the project into it, and exits with 1 if a test fails or a
 All that is mounted is so for the emulated processes alone, and is gone with them, however they end.
 
 What QEMU shows is that the code is right, not how fast it is; and its threads see each other's writes in the order in which an x86
-makes them, which an ARM need not do. Not run there are:
+makes them, which an ARM need not do. With `--quick` a few tests and one network are run. Never run there are:
 
-- what no kernel computes: counting, files, images, command lines, packaging. It is the same Python everywhere.
+- what no kernel computes: counting, files, images, command lines, packaging. It is the same Python everywhere. Nor the assembly of
+  the tiles: tests/test_tiles.py reads NEON's on any processor.
 - the reference, which is NumPy's: the kernels are compared with it.
-- tests that start other processes, which a kernel of x86 could not run: `DIR` alone knows of QEMU. Nor those that fork.
-- tests of memory, which would be the emulator's; ten thousand calls; training but for its first losses. They take hours.
+- tests that start other processes: an x86's Linux runs no program of ARM unless QEMU is called by name. Nor those that fork.
+- tests of memory, which would be the emulator's; and what takes long: ten thousand calls, and training but for its first losses.
 """
 
 import argparse

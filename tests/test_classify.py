@@ -321,12 +321,9 @@ def test_a_reader_that_has_read_enough():
 
 
 CATS = {"tabby, tabby cat", "Persian cat", "Egyptian cat"}
-not_yet = pytest.mark.xfail(strict=True, reason="the first weights do not know the cat: better ones are to come")
 
 
-@pytest.mark.parametrize(
-    ("photo", "right"), [pytest.param("chelsea.png", CATS, marks=not_yet), ("coffee.png", {"espresso"})], ids=["cat", "coffee"]
-)
+@pytest.mark.parametrize(("photo", "right"), [("chelsea.png", CATS), ("coffee.png", {"espresso"})], ids=["cat", "coffee"])
 def test_the_weights_that_come_with_the_package_know_the_photographs(photo, right, capsys):
     assert classify.main([str(PHOTOS / photo), "--json"]) == 0
     ((answer),) = json.loads(capsys.readouterr().out)
