@@ -37,6 +37,7 @@ ROOT = Path(__file__).parents[1]
 COPIED = ("pyshuffle", "tests", "weights", "bench.py", "pyproject.toml")
 PHOTOS = ("tests/photos/chelsea.png", "tests/photos/coffee.png")
 TOLERANCE = 1e-5
+PATIENCE = 900  # seconds for a step of building, which may wait for a network that does not answer
 
 RELEASE, PYTHON = "bookworm", "3.11"
 QEMU = Path("/usr/bin/qemu-aarch64-static")
@@ -130,7 +131,10 @@ def build(folder: Path) -> Path:
 
 def done(*command: str) -> None:
     """Run something that the emulation needs."""
-    process = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    try:
+        process = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=PATIENCE)
+    except subprocess.TimeoutExpired as error:
+        raise UnavailableError(f"{' '.join(command[:4])} ... has not ended in {PATIENCE} s") from error
     if process.returncode:
         lines = (process.stdout + process.stderr).strip().splitlines() or ["nothing said"]
         raise UnavailableError(f"{' '.join(command[:4])} ... ended with {process.returncode}: {lines[-1]}")
