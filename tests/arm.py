@@ -243,10 +243,10 @@ def main() -> int:
     try:
         root = build(args.folder.absolute())
         enter(root)
-        copy(root)
     except (UnavailableError, OSError) as reason:
         print(f"ARM cannot be emulated here: {reason}")
         return 77
+    copy(root)
 
     chosen = [[f"tests/{name}", "-k", expression] for name, expression in (QUICK if args.quick else ALL).items()]
     pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)))

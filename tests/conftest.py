@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # of the tests' two processes one waits while the other works
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # two processes share the cores: a thread that waits sleeps
 
 import numba
 import numpy as np

@@ -21,6 +21,7 @@ SIZES = [  # height, width
     (ShuffleNetV1(0.5, groups=8, classes=10), 128, 96),
     (ShuffleNetV2(0.5, classes=10), 131, 75),
 ]
+PAIRED = {"a_map_with_itself", "batchnorm_after_relu", "batchnorm_of_a_sum", "shuffles_on_shuffles"}  # of UNBUILT
 
 
 @pytest.fixture(params=[1, 5000, 20000])
@@ -59,7 +60,12 @@ def test_threads_at_pairs_need_nothing_of_each_other_between_meetings(narrow, ne
         np.testing.assert_array_equal(logits_in_turn(program, 3, x, rng), expected)
 
 
-@pytest.mark.parametrize("net", UNBUILT, ids=lambda net: net.__name__)
+def test_pairs_are_found_in_any_function_over_operations(narrow):
+    found = {net.__name__ for net in UNBUILT if any(step.band for step in plan_of(net, 37, 50).steps)}
+    assert found == PAIRED
+
+
+@pytest.mark.parametrize("net", [net for net in UNBUILT if net.__name__ in PAIRED], ids=lambda net: net.__name__)
 def test_any_function_over_operations_is_computed_in_bands(narrow, net):
     for height, width in ((32, 32), (37, 50)):
         x = draw_images(2, height, width)

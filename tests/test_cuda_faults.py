@@ -23,7 +23,7 @@ from simulator import Small
 
 from pyshuffle import cli
 from pyshuffle.backends.cuda import Cuda
-from pyshuffle.cuda import check, launch, report
+from pyshuffle.cuda import batchnorm, check, launch, report
 
 # The simulator --------------------------------------------------------------------------------------------------------------------
 
@@ -197,9 +197,8 @@ def test_no_barrier_can_be_left_out(users, name, place, monkeypatch):
 
 
 def test_all_barriers_are_found():
-    assert (
-        len(BARRIERS) == 16
-    )  # two for each product, of which there are four; one for each filter, sum over pixels; three in the loss
+    """Two for each product, of which there are four; one for each filter and sum over pixels; three in the loss."""
+    assert len(BARRIERS) == 16
 
 
 def results(function):
@@ -210,6 +209,7 @@ def results(function):
     return definition, [
         node for node in ast.walk(definition)
         if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store) and node.value.id in given
+        and not isinstance(node.slice, ast.Tuple)  # shared memory has several axes
     ]  # fmt: skip
 
 
@@ -234,6 +234,17 @@ def test_no_result_can_be_written_beside_its_place(users, name, by, monkeypatch)
         monkeypatch.setattr(kernel, "compiled", cuda.jit(kernel.signature)(beside(kernel.function, number, by)))
         with pytest.raises((IndexError, RuntimeError), match=r"is outside of an array|race"):
             run(users[name][0])
+
+
+@pytest.mark.parametrize("by", [-1, 1])
+@pytest.mark.parametrize("name", [name for name, kernel in KERNELS.items() if not results(kernel.function)[1]])
+def test_no_sum_can_be_written_beside_its_place(users, name, by, monkeypatch):
+    """The results of those that leave writing to what they call."""
+    store = batchnorm.store_sums.fn
+    assert len(results(store)[1]) == 1
+    monkeypatch.setattr(batchnorm, "store_sums", cuda.jit(device=True)(beside(store, 0, by)))
+    with pytest.raises((IndexError, RuntimeError), match=r"is outside of an array|race"):
+        run(users[name][0])
 
 
 # The report -----------------------------------------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ from pyshuffle import engine
 from pyshuffle.backends.cost import Cost, Map, parameter_shapes
 from pyshuffle.backends.numba import Numba
 from pyshuffle.backends.reference import Reference
-from pyshuffle.engine import Model
+from pyshuffle.engine import Model, bands
 from pyshuffle.engine.machine import machine
 from pyshuffle.engine.plan import Plan
 from pyshuffle.engine.steps import MEAN, STEM, WINDOW, multiply_adds
@@ -915,10 +915,20 @@ def drawn_nets(draw: st.DrawFn, height: int, width: int) -> Drawn:
 
 
 @settings(max_examples=150, phases=[Phase.generate, Phase.shrink])
-@given(data=st.data(), height=st.integers(1, 40), width=st.integers(1, 40), threads=st.sampled_from([1, 2, 3]))
-def test_a_network_drawn_at_random(data, height, width, threads):
-    """Of any size: the engine's limit is the networks'."""
-    net = data.draw(drawn_nets(height, width))
+@given(
+    data=st.data(), height=st.integers(1, 40), width=st.integers(1, 40), threads=st.sampled_from([1, 2, 3]),
+    large=st.sampled_from([0, bands.LARGE]), nearby=st.sampled_from([1000, 20000]),
+)  # fmt: skip
+def test_a_network_drawn_at_random(data, height, width, threads, large, nearby):
+    """Of any size: the engine's limit is the networks'. Half of them in bands wherever they can be."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bands, "LARGE", large)
+        patch.setattr(bands, "NEARBY", nearby)
+        compare_in_turn(data.draw(drawn_nets(height, width)), height, width, threads)
+
+
+def compare_in_turn(net: Callable, height: int, width: int, threads: int) -> None:
+    """The engine with the reference, and its threads in turn with all at once."""
     x = np.random.default_rng(height).uniform(-1, 1, (2, height, width, 3)).astype(np.float32)
     params = {name: value.astype(np.float32) for name, value in parameters(parameter_shapes(net)).items()}
     model = Model(Plan(net, params, height, width, machine(), threads))

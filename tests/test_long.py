@@ -31,8 +31,8 @@ from test_train import SMALL, assert_same_run, images  # noqa: F401 (a fixture)
 from pyshuffle import classify, cli, train
 
 PHOTOS = [ROOT / "tests" / "photos" / name for name in ("chelsea.png", "coffee.png")]
-PAGES = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
-GROWTH = 4 << 20  # bytes that memory may differ by: habits of the allocator; a leak of 2 KB a round is more in two hours
+PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
+GROWTH = 4 << 20  # bytes that memory may differ by: habits of the allocator
 TELL = 180  # seconds between two lines
 STATES, DELAY = 8, 0.1  # so many states that a run writes, at most, and seconds more, before it is killed
 FEWEST = 8  # rounds that can be judged
@@ -49,7 +49,7 @@ class Held(NamedTuple):
 
     @classmethod
     def now(cls) -> "Held":
-        resident = int(Path("/proc/self/statm").read_text().split()[1]) * PAGES
+        resident = int(Path("/proc/self/statm").read_text().split()[1]) * PAGE
         return cls(resident, len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task")))
 
     def __str__(self) -> str:

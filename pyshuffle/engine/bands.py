@@ -14,13 +14,14 @@ from .steps import DENSE, MAXIMUM, STEM, WINDOW, Step
 POOLED = 14  # rows of a max-pooled map for which image and first convolution are computed at a time
 LARGE = 1 << 20  # bytes of a map that would leave the second cache before it is read
 NEARBY = 1 << 18  # bytes of one that stays there
+LIGHT = 1 << 17  # bytes of weights that stay there beside it
 
 
 def opened(steps: list[Step]) -> list[Step]:
     """Where the network begins with a 3x3 convolution and a max-pool, as these do, the first three steps become one.
 
-    The map between the two is the largest of all. Image and map then are buffers of one band: for pooled rows r to r + POOLED, of
-    rows 4 r - 3 to 4 (r + POOLED) - 1 and 2 r - 1 to 2 (r + POOLED) - 1.
+    The map between the two is the largest of all. Image and map then are buffers of one band: for the pooled rows from r to before
+    r + POOLED, of the rows from 4 r - 3 and from 2 r - 1 to before 4 (r + POOLED) and 2 (r + POOLED).
     """
     image, conv, pool, *further = steps
     opens = (conv.kind, pool.kind) == (DENSE, MAXIMUM) and conv.what.kernel == 3 and conv.what.stride == 2
@@ -35,16 +36,18 @@ def opened(steps: list[Step]) -> list[Step]:
 def paired(steps: list[Step], machine: Machine, threads: int) -> list[Step]:
     """Where a large map goes from a convolution to the depthwise step behind it and nowhere else, the two become one.
 
-    The map then is a buffer of one band: for rows r to r + band of the depthwise step, whose stride is s, of rows s r - 1 to
-    s (r + band - 1) + 1. What is left in it for the next band is moved, not computed again.
+    The map then is a buffer of one band: for the rows from r to before r + band of the depthwise step, whose stride is s, of the rows
+    from s r - 1 to before s (r + band - 1) + 2. What the next band needs of them is moved, not computed again. The weights of the
+    convolution are read anew for each band, so they have to be small.
     """
     steps = list(steps)
     for number, (conv, window) in enumerate(pairwise(steps)):
         between, (height, width) = conv.target, conv.size
         row = width * conv.what.channels * FLOAT
         large = height * row >= LARGE and width >= max(machine.heights.values())  # a row holds a tile
+        light = conv.what.weight.size * FLOAT <= LIGHT
         alone = window.reads == [between] and between.needed == window.target.made
-        if (conv.kind, window.kind) == (DENSE, WINDOW) and large and alone and by_rows(window, machine, threads):
+        if (conv.kind, window.kind) == (DENSE, WINDOW) and large and light and alone and by_rows(window, machine, threads):
             stride = window.what.stride
             band = max(2, NEARBY // (stride * row))
             between.layout.height = stride * (band - 1) + 1

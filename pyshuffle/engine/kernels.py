@@ -1,9 +1,10 @@
 """The one jitted function that runs a program: what the table of steps says, tile by tile.
 
 All of a call happens in compiled code that does not hold the interpreter: one thread leads, the others follow, and they meet where
-one needs what another computed. Every number is computed whole by one thread, and in an order that does not depend on which one that
-is or on how many there are: so results are the same bits for any number of threads, and for any batch. Images of a batch are shared
-out whole while there are enough of them; the rest are worked on together.
+one needs what another computed. Every number is computed whole by one thread (at the edge of its rows of a band by two, each for
+itself), and in an order that does not depend on which one that is or on how many there are: so results are the same bits for any
+number of threads, and for any batch. Images of a batch are shared out whole while there are enough of them; the rest are worked on
+together.
 """
 
 import numpy as np

@@ -57,7 +57,7 @@ def kind(step: Step) -> str:
     """What the papers call it, in their breakdown of run time; the stem is image, first convolution and max-pool together, and a
     convolution may be computed together with the depthwise one behind it."""
     if step.band:
-        return "both in bands"
+        return "conv + depthwise"
     if step.kind == DENSE:
         return "linear" if step.source and step.source.height == step.source.width == 1 else "convolution"
     if step.kind == WINDOW:
