@@ -38,6 +38,7 @@ NOT_RUN = {  # and why
     "pip install '.[cuda]'": "installs: a leg of .ci/run",
     "python -m pyshuffle.classify IMAGE... --device cuda": "needs a GPU: tests/test_cuda.py simulates one",
     "python -m pyshuffle.cuda.check --run": "needs a GPU",
+    "python tests/arm.py DIR": "needs root, and takes an hour: a leg of .ci/run",
     "python -m pyshuffle.cuda.check": "needs an extra, and compiles for a minute: tests/test_check.py",
 }
 SHORTER = {  # what of a command -> what is run in its place, and why
