@@ -6,6 +6,7 @@ The decay is for weights of more than one axis: filters, and the classifier's ma
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from . import memory
 from .backends.arrays import Arrays
 from .backends.numba import Numba
 from .backends.reference import Reference
@@ -30,6 +31,7 @@ class Trainer:
     def __init__(self, net: Net, params: Params, decay: float = DECAY, smoothing: float = SMOOTHING) -> None:
         self.net, self.params, self.decay, self.smoothing = net, params, decay, smoothing
         self.velocity: Params = {}
+        memory.keep()
 
     def step(self, images: Array, labels: Labels, rate: float) -> tuple[float, int]:
         """One step on images (N, H, W, 3). Returns the mean loss before it, and how many images were named rightly."""

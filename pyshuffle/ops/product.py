@@ -282,11 +282,17 @@ def _backward(
 
 @kernel
 def _add_up(parts, cut, vector, lane, dw):
-    # parts as `_backward` has them, and the place of each channel; dw (taps C/G, O), of zeros
+    # parts as `_backward` has them, and the place of each channel; dw (taps C/G, O). The first part becomes the sum of all
     for k in prange(len(dw)):
-        for part in range(len(parts)):
-            for o in range(dw.shape[1]):
-                dw[k, o] += parts[part, cut[o], k, vector[o], lane[o]]
+        sums = parts[0, :, k]
+        for part in range(1, len(parts)):
+            for c in range(len(sums)):
+                for v in range(sums.shape[1]):
+                    out, more = sums[c, v], parts[part, c, k, v]
+                    for i in range(len(out)):
+                        out[i] += more[i]
+        for o in range(dw.shape[1]):
+            dw[k, o] = sums[cut[o], vector[o], lane[o]]
 
 
 def backward(dy: Source, x: Source, view: View, w: Array, groups: int, need_dx: bool) -> tuple[Array | None, Array]:
@@ -308,7 +314,7 @@ def backward(dy: Source, x: Source, view: View, w: Array, groups: int, need_dx: 
         places(len(view.rows), c.vectors * LANES), dy_columns, p.begins, p.table, p.places,
         packed(wide_w, p, wide_groups), places(len(view.rows), wide_w.shape[2]), ZEROS, dx,
     )  # fmt: skip
-    dw = np.zeros((taps * inputs, w.shape[2]), np.float32)
+    dw = np.empty((taps * inputs, w.shape[2]), np.float32)
     _add_up(parts, *c.place, dw)
     return np.ascontiguousarray(dx[:, :columns]) if need_dx else None, dw.reshape(w.shape)
 
