@@ -109,7 +109,7 @@ def timed(net: nets.Net, params: Params, images: Array, args: argparse.Namespace
     calls = max(1, round(TURN / 3 / seconds(run)))
     times, peaks = [], []
     for _ in range(args.rounds):
-        peaks.append(peak() * args.threads)
+        peaks.append(peak(args.threads))
         times += [seconds(run) for _ in range(calls)]
     median, slow = np.percentile(times, (50, 90))
     gflops = operations(net, args) / median / 1e9

@@ -1,5 +1,8 @@
-"""Memory that a process gives back stays with it, for the next arrays: training makes and drops the same ones in every step, and fresh
-pages, which the system has to find and to clear, took up to a tenth of its time."""
+"""Memory that arrays give back stays with the process, for the next ones.
+
+Training makes and drops the same arrays in every step, and pages that the system has to find and to clear anew took up to a tenth of
+its time.
+"""
 
 import ctypes
 from contextlib import suppress

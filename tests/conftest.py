@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # two processes share the cores: a thread that waits sleeps
@@ -40,6 +41,14 @@ settings.register_profile(
     max_examples=EXAMPLES,
 )
 settings.load_profile("the same on every run")
+
+
+def load_bench() -> ModuleType:
+    """bench.py as a module of its own: it is no part of the package."""
+    spec = importlib.util.spec_from_file_location("bench", ROOT / "bench.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

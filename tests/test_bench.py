@@ -1,29 +1,26 @@
 """bench.py: what it prints and writes, on images so small that it takes no time. No time itself is asserted."""
 
-import importlib.util
 import json
 import sys
-from pathlib import Path
+import threading
 
 import pytest
+from conftest import load_bench
 from PIL import Image
 
 from pyshuffle import cli, experiments, peers
 from pyshuffle.backends.cost import count
+from pyshuffle.engine import profile
 from pyshuffle.errors import PyShuffleError
 from pyshuffle.experiments import GUIDELINES
 from pyshuffle.nets import MobileNetV2
 
-FILE = Path(__file__).parents[1] / "bench.py"
 QUICK = ["--size", "32", "--rounds", "1", "--no-startup", "--threads", "1"]
 
 
 @pytest.fixture(scope="module")
 def bench():
-    spec = importlib.util.spec_from_file_location("bench", FILE)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["bench"] = module
-    spec.loader.exec_module(module)
+    module = load_bench()
     module.TURN = 1e-3
     return module
 
@@ -44,6 +41,17 @@ def test_a_peer_that_does_not_run_on_the_device():
 def test_it_times_a_step_of_training(bench, capsys):
     assert cli.run(bench.main, [*QUICK, "--train", "--arch", "v2", "--width", "0.5", "--batch", "2"]) == 0
     assert "training, batch 2, 32 x 32, 1 thread: median" in capsys.readouterr().out
+
+
+def test_the_peak_of_two_threads_is_measured_on_both_at_once(monkeypatch):
+    at_once = threading.Barrier(2)
+
+    def loop(rounds, _):
+        if rounds == profile.ROUNDS:
+            at_once.wait(timeout=10)
+
+    monkeypatch.setattr(profile, "_peak", lambda: (4, 3, loop))
+    assert profile.peak(2) > 0
 
 
 def test_the_profile_has_every_layer_and_adds_up(bench, tmp_path):

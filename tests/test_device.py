@@ -3,21 +3,18 @@
 # ruff: noqa: N802 (the driver's own names)
 
 import ctypes
-import importlib.util
 import re
 import sys
-from pathlib import Path
 
 import pytest
+from conftest import load_bench
 
 import pyshuffle
 from pyshuffle import classify, cli, device, train
 from pyshuffle.cuda import check
 from pyshuffle.errors import DeviceError
 
-SPEC = importlib.util.spec_from_file_location("bench", Path(__file__).parents[1] / "bench.py")
-BENCH = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(BENCH)
+BENCH = load_bench()
 
 GPU = {"cuDriverGetVersion": 13010, "cuInit": 0, "cuDeviceGetCount": 1, "capability": (9, 0)}
 
@@ -106,6 +103,14 @@ def test_a_gpu_is_listed(installed, monkeypatch):
     monkeypatch.setattr(device, "load", Driver)
     device.require("cuda")
     assert pyshuffle.devices()[1] == ("cuda", "NVIDIA H100")
+
+
+def test_a_stream_for_each_thread_is_refused(installed, monkeypatch):
+    monkeypatch.setattr(device, "load", Driver)
+    monkeypatch.setenv(device.STREAMS, "1")
+    with pytest.raises(DeviceError, match=f"device cuda: {device.STREAMS} gives each thread .*: unset it"):
+        device.require("cuda")
+    assert [found.name for found in pyshuffle.devices()] == ["cpu"]
 
 
 def test_a_device_that_there_is_not():

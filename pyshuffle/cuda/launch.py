@@ -13,7 +13,6 @@ launched before may still be reading it: `take` hands out what `Memory` gave bac
 from __future__ import annotations
 
 import math
-import os
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -25,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import cuda, float32, float64, int32, types, void
 
+from .. import device
 from ..errors import DeviceError, ShapeError
 from ..types import Array, Params
 
@@ -41,10 +41,8 @@ PARTS = 64  # at most, of a sum over pixels that blocks share
 LARGEST = 2**31 - 1  # number of values that an int32 can point to
 FAILURES = "CudaAPIError", "CUDAError"  # as the errors are called that numba raises and, at a launch, the library under it
 FULL = "CUDA_ERROR_OUT_OF_MEMORY"
-STREAMS = "CUDA_PYTHON_CUDA_PER_THREAD_DEFAULT_STREAM"
 
-if os.environ.get(STREAMS, "0") not in ("", "0"):
-    raise DeviceError(f"device cuda: {STREAMS} gives each thread a stream of its own, and the kernels need one for all: unset it")
+device.require_one_stream()
 
 
 @contextmanager

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -65,14 +67,25 @@ def kind(step: Step) -> str:
     return "stem" if step.kind == STEM else "data movement" if step.kind == OUTPUT else "elementwise"
 
 
-def peak() -> float:
-    """The most that one core can do just now: multiply-adds in registers, nothing else. In GFLOP/s, two a multiply-add."""
+def peak(threads: int = 1) -> float:
+    """The most that so many threads can do at once just now: multiply-adds in registers, nothing else. In GFLOP/s, two a
+    multiply-add.
+
+    It is measured on all of them together: two processors of a rented machine may be one core, now and then.
+    """
     lanes, sums, loop = _peak()
-    values = aligned((1 + sums) * lanes * FLOAT)
-    loop(1, values.ctypes.data)  # the first call compiles it
-    began = time.perf_counter()
-    loop(ROUNDS, values.ctypes.data)
-    return 2 * lanes * sums * ROUNDS / (time.perf_counter() - began) / 1e9
+    start = threading.Barrier(threads)
+
+    def one(_: int) -> float:
+        values = aligned((1 + sums) * lanes * FLOAT)
+        loop(1, values.ctypes.data)  # the first call compiles it
+        start.wait()
+        began = time.perf_counter()
+        loop(ROUNDS, values.ctypes.data)
+        return 2 * lanes * sums * ROUNDS / (time.perf_counter() - began) / 1e9
+
+    with ThreadPoolExecutor(threads) as pool:
+        return sum(pool.map(one, range(threads)))
 
 
 @functools.cache
