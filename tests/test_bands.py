@@ -10,7 +10,9 @@ from test_meetings import logits_in_turn
 
 from pyshuffle.backends.numba import Numba
 from pyshuffle.engine import bands
+from pyshuffle.engine.plan import Plan
 from pyshuffle.engine.program import encode
+from pyshuffle.engine.steps import DENSE
 from pyshuffle.nets import MobileNetV1, MobileNetV2, ShuffleNetV1, ShuffleNetV2
 from pyshuffle.types import Array
 
@@ -31,12 +33,17 @@ def narrow(request, monkeypatch):
     monkeypatch.setattr(bands, "NEARBY", request.param)
 
 
+def pairs(plan: Plan) -> list[str]:
+    """The names of the convolutions that are computed together with the step behind them."""
+    return [step.name for step in plan.steps if step.band and step.kind == DENSE]
+
+
 def one_by_one(net: Callable, x: Array) -> Array:
     """The logits where no map is large."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bands, "LARGE", math.inf)
         model = compiled(net, *x.shape[1:3])
-        assert not any(step.band for step in model.plan.steps)
+        assert not pairs(model.plan)
         return model(x)
 
 
@@ -46,7 +53,7 @@ def test_pairs_give_the_same_bits(narrow, net, height, width):
     expected = one_by_one(net, x)
     for threads in (1, 2, 3):
         model = compiled(net, height, width, threads)
-        assert any(step.band for step in model.plan.steps)
+        assert pairs(model.plan)
         for _ in range(2):
             np.testing.assert_array_equal(model(x), expected)
 
@@ -61,7 +68,7 @@ def test_threads_at_pairs_need_nothing_of_each_other_between_meetings(narrow, ne
 
 
 def test_pairs_are_found_in_any_function_over_operations(narrow):
-    found = {net.__name__ for net in UNBUILT if any(step.band for step in plan_of(net, 37, 50).steps)}
+    found = {net.__name__ for net in UNBUILT if pairs(plan_of(net, 37, 50))}
     assert found == PAIRED
 
 
@@ -75,9 +82,9 @@ def test_any_function_over_operations_is_computed_in_bands(narrow, net):
 
 def test_maps_of_a_megabyte_are_large():
     """MobileNet's at 224 pixels. ShuffleNet's are smaller, but for the first, which is the stem's."""
-    pairs = {step.name for step in plan_of(MobileNetV2(), 224, 224).steps if step.band}
-    assert pairs == {"features.0.0", *(f"features.{unit}.conv.0.0" for unit in (2, 3, 4))}
-    assert not any(step.band for step in plan_of(ShuffleNetV2(), 224, 224).steps)
+    found = pairs(plan_of(MobileNetV2(), 224, 224))
+    assert found == ["features.0.0", *(f"features.{unit}.conv.0.0" for unit in (2, 3, 4))]
+    assert not pairs(plan_of(ShuffleNetV2(), 224, 224))
 
 
 def test_a_map_that_is_read_twice_is_no_pairs(narrow):
@@ -88,7 +95,7 @@ def test_a_map_that_is_read_twice_is_no_pairs(narrow):
 
     x = draw_images(1, 40, 40)
     model = compiled(net, 40, 40)
-    assert not any(step.band for step in model.plan.steps)
+    assert not pairs(model.plan)
     assert_near(model(x), net(Numba(params_of(net)), x))
 
 
@@ -102,7 +109,7 @@ def test_a_pair_whose_convolution_adds_a_shortcut(narrow):
 
     x = draw_images(1, 42, 42)
     model = compiled(net, 42, 42)
-    assert [step.name for step in model.plan.steps if step.band] == ["next"]
+    assert pairs(model.plan) == ["next"]
     assert_near(model(x), reference(net, x))
 
 

@@ -69,10 +69,10 @@ def run_window(step, piece, weights, source, target, first, last):
 
 
 @kernel
-def run_maximum(step, piece, source, target, row, begin, height):
-    """A row of a vector of channels, from a map of the given height of which the source has the rows from `begin` on."""
+def run_maximum(step, piece, source, target, row, height):
+    """A row of a vector of channels, from a map of the given height."""
     rows, pixel = piece[at.SOURCE_ROW], piece[at.SOURCE_PIXEL]
-    x = source + piece[at.SOURCE] - begin * rows
+    x = source + piece[at.SOURCE]
     above, middle, below = max(2 * row - 1, 0), 2 * row, min(2 * row + 1, height - 1)
     maximum_tile((
         x + above * rows, x + middle * rows, x + below * rows, pixel, (piece[at.SOURCE_WIDTH] - 1) * pixel,
@@ -138,21 +138,21 @@ def run_image(step, arena, image, begin, first, last):
 @kernel
 def run_stem(steps, pieces, tables, weights, arena, own, image, thread, threads):
     """Image, first convolution and max-pool, in bands of rows whose maps are the thread's own; whether the image has a fault."""
-    copy, conv, pool = steps[0], steps[1], steps[2]
-    band = (conv[at.PIXELS] // conv[at.WIDTH] - 1) // 2
-    rows, height = pool[at.PIXELS] // pool[at.WIDTH], (copy[at.PIXELS] // copy[at.WIDTH] + 1) // 2
+    copy, conv, pool, band = steps[0], steps[1], steps[2], steps[0, at.BAND]
+    rows, height, width = pool[at.PIXELS] // pool[at.WIDTH], conv[at.PIXELS] // conv[at.WIDTH], conv[at.WIDTH]
     last = rows * (thread + 1) // threads
     fault, mine = False, own.ctypes.data
     clear_halo(pool, arena, thread, threads)
     for begin in range(rows * thread // threads, last, band):
         end = min(begin + band, last)
         fault |= run_image(copy, own.view(np.int32), image, 4 * begin - 2, 4 * begin - 3, 4 * end)
+        shown, shifted = mine - (4 * begin - 2) * copy[at.TARGET_ROW], mine - (2 * begin - 1) * conv[at.TARGET_ROW]
+        first, until = max(2 * begin - 1, 0) * width, min(2 * end, height) * width
         for number in range(conv[at.FIRST], conv[at.LAST]):
-            pixels = max((2 * (end - begin) + 1) * conv[at.WIDTH], pieces[number, at.TALL])
-            run_dense(conv, pieces[number], tables.ctypes.data, weights, mine, mine, mine, SOLE, pixels)
+            run_dense(conv, pieces[number], tables.ctypes.data, weights, mine, shown, shifted, first, until)
         for number in range(pool[at.FIRST], pool[at.LAST]):
             for row in range(begin, end):
-                run_maximum(pool, pieces[number], mine, arena.ctypes.data, row, 2 * begin - 1, height)
+                run_maximum(pool, pieces[number], shifted, arena.ctypes.data, row, height)
     return fault
 
 
@@ -180,7 +180,7 @@ def run_step(step, pieces, tables, weights, arena, logits, thread, threads):
                 run_window(step, piece, weights, memory, memory, first, last)
             elif kind == MAXIMUM:
                 for row in range(first, last):
-                    run_maximum(step, piece, memory, memory, row, SOLE, piece[at.SOURCE_HEIGHT])
+                    run_maximum(step, piece, memory, memory, row, piece[at.SOURCE_HEIGHT])
             elif kind == MEAN:
                 run_mean(piece, memory, memory + step[at.TARGET] + piece[at.COLUMN])
             elif kind == OUTPUT:

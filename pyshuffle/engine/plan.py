@@ -49,7 +49,7 @@ class Plan(Ops[Value]):
 
     def lay_out(self) -> None:
         """Where everything lies."""
-        self.steps = paired(opened(self.steps), self.machine, self.threads)
+        self.steps = paired(opened(self.steps, self.machine), self.machine, self.threads)
         arrange(self.steps, self.machine)
         self.meetings = set(meetings(self.steps, self.machine, self.threads))  # the steps before which all threads meet
         self.arena = place(self.steps, self.meetings, self.threads)  # bytes
@@ -175,9 +175,9 @@ def describe(plan: Plan) -> Iterator[str]:
         also = f" plus {where(step.what.residual)}" if step.what.residual else ""
         limit = f"{step.what.limit:g}" if step.what.limit < np.inf else ""
         relu = f", ReLU{limit}" if step.what.relu else ""
-        bands = f", with the next in bands of {step.band} rows" if step.band else ""
+        together = f", with the next {step.span - 1} in bands of {step.band} rows" if step.band else ""
         yield (
             f"{number:3} {KINDS[step.kind]:<8} {step.name:<24} {f'{height} x {width} x {step.what.channels}':>14}  "
-            f"b{number:<4} {step.target.offset:>9} {multiply_adds(step) / 1e6:8.3f}  {where(step.source)}{also}{relu}{bands}"
+            f"b{number:<4} {step.target.offset:>9} {multiply_adds(step) / 1e6:8.3f}  {where(step.source)}{also}{relu}{together}"
         )
     yield f"arena of {plan.arena / 2**20:.2f} MiB an image"

@@ -58,13 +58,15 @@ def profile(plan: Plan, image: Array, rounds: int = 20) -> list[Row]:
 def kind(step: Step) -> str:
     """What the papers call it, in their breakdown of run time; the stem is image, first convolution and max-pool together, and a
     convolution may be computed together with the depthwise one behind it."""
+    if step.kind == STEM:
+        return "stem"
     if step.band:
         return "conv + depthwise"
     if step.kind == DENSE:
         return "linear" if step.source and step.source.height == step.source.width == 1 else "convolution"
     if step.kind == WINDOW:
         return "depthwise" if multiply_adds(step) else "elementwise"
-    return "stem" if step.kind == STEM else "data movement" if step.kind == OUTPUT else "elementwise"
+    return "data movement" if step.kind == OUTPUT else "elementwise"
 
 
 def peak(threads: int = 1) -> float:

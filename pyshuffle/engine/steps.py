@@ -68,7 +68,7 @@ class Step(NamedTuple):
     kind: int  # that of `what`, or STEM
     what: Pending
     target: Buffer
-    size: tuple[int, int]  # of the output, or of a band of it
+    size: tuple[int, int]  # of the output
     vectors: list[Vector]
     span: int = 1  # so many steps, from this one on, are computed together (bands.py)
     band: int = 0  # rows of the last of them at a time
