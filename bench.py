@@ -25,7 +25,7 @@ from pyshuffle.engine.profile import Row, peak, profile
 from pyshuffle.errors import PyShuffleError, ShapeError
 from pyshuffle.experiments import GUIDELINES, SIDE, TABLE8, cost, draw
 from pyshuffle.init import initialise
-from pyshuffle.peers import Job, Peer, Recipe
+from pyshuffle.peers import Job, Peer, Recipe, require
 from pyshuffle.types import Array, Params
 
 PHOTO = Path(__file__).parent / "tests" / "photos" / "coffee.png"
@@ -69,6 +69,8 @@ def one(net: nets.Net, args: argparse.Namespace) -> dict[str, Any]:
     """Everything about one network."""
     rows = count(net, args.size)
     params, images = initialise(net), pictures(args)
+    for name in args.against:
+        require(name, args.train, args.device)
     print(net)
     print(f"{sum(row.macs for row in rows) / 1e6:.2f} million multiply-adds, {sum(row.params for row in rows):,} parameters")
     on_cpu = args.device == "cpu"
@@ -80,8 +82,8 @@ def one(net: nets.Net, args: argparse.Namespace) -> dict[str, Any]:
     )
     if on_cpu:
         print(
-            f"{results['gflops']:.1f} GFLOP/s, {results['of_peak']:.0%} of the {results['peak_gflops']:.0f} that {args.threads} "
-            f"core{'s' * (args.threads > 1)} can do at best"
+            f"{results['gflops']:.1f} GFLOP/s, {results['of_peak']:.0%} of the {results['peak_gflops']:.0f} that {args.cores} "
+            f"core{'s' * (args.cores > 1)} can do at best"
         )
     else:
         print(
@@ -89,7 +91,7 @@ def one(net: nets.Net, args: argparse.Namespace) -> dict[str, Any]:
             f"launches"
         )
     if args.against:
-        results["against"] = [compared(name, net, params, images, args) for name in args.against.split(",")]
+        results["against"] = [compared(name, net, params, images, args) for name in args.against]
     if args.profile:
         table = profile(engine.compile(net, params, images.shape, 1).plan, images[0])
         print(*profiled(table), sep="\n")
@@ -109,7 +111,7 @@ def timed(net: nets.Net, params: Params, images: Array, args: argparse.Namespace
     calls = max(1, round(TURN / 3 / seconds(run)))
     times, peaks = [], []
     for _ in range(args.rounds):
-        peaks.append(peak(args.threads))
+        peaks.append(peak(args.cores))
         times += [seconds(run) for _ in range(calls)]
     median, slow = np.percentile(times, (50, 90))
     gflops = operations(net, args) / median / 1e9
@@ -351,8 +353,12 @@ def pictures(args: argparse.Namespace) -> Array:
     return np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
 
 
+def names(text: str) -> list[str]:
+    return text.split(",")
+
+
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = cli.Parser(prog="bench", description="Time a network.")
+    parser = cli.Parser(prog="python bench.py", description="Time a network.")
     cli.add_net_options(parser)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     parser.add_argument("--size", type=int, default=224, help="side of the images in pixels (default: %(default)s)")
@@ -361,7 +367,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     device.add_option(parser)
     parser.add_argument("--rounds", type=int, default=15, help="turns of each side (default: %(default)s)")
     parser.add_argument(
-        "--against", metavar="PEERS", help="compare with some of onnxruntime,openvino,ncnn,torch; on cuda with torch"
+        "--against",
+        type=names,
+        default=[],
+        metavar="PEERS",
+        help="compare with some of onnxruntime,openvino,ncnn,torch; on cuda with torch",
     )
     parser.add_argument(
         "--train", action="store_true", help="a step of training (peers: torch,torch_channels_last,torch_compiled)"
@@ -375,6 +385,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there, too")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the sweep, the table, the guideline, or the profile")
     args = parser.parse_args(argv)
+    args.cores = max(1, min(args.threads, cores))  # that threads can be at work on
     args.startup &= not args.train and args.device == "cpu"
     args.profile |= bool(args.plot) and not (args.sweep or args.guideline or args.table8)
     return args

@@ -6,7 +6,16 @@ from pathlib import Path
 
 from . import __version__, cli
 
-COMMANDS = ("audit", "classify", "cuda.check", "export", "trace", "train", "visualise")  # the modules that are programs
+COMMANDS = (
+    "accuracy",
+    "audit",
+    "classify",
+    "cuda.check",
+    "export",
+    "trace",
+    "train",
+    "visualise",
+)  # the modules that are programs
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -69,6 +69,8 @@ def add_net_options(parser: argparse.ArgumentParser, without: Collection[str] = 
         users = f"a setting of {', '.join(arch for arch, net in nets.ARCHS.items() if name in nets.fields(net))}"
         if name in without:
             continue
+        for names in {net.choices[name] for net in nets.ARCHS.values() if name in net.choices}:
+            users = f"{' or '.join(names)}: {users}"
         if kind.startswith("bool"):
             parser.add_argument(option, action=argparse.BooleanOptionalAction, default=unset, help=users)
         else:

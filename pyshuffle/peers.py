@@ -8,6 +8,7 @@ to give logits, or to train: then a call is a step, and the answer the losses of
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import multiprocessing
 import os
@@ -265,14 +266,21 @@ RUNTIMES = {
 TRAINERS = [name for name in RUNTIMES if name.startswith(("pyshuffle", "torch"))]
 
 
+def require(name: str, train: bool, on: str) -> None:
+    """Raises PyShuffleError where no such runtime is known, or it is not installed."""
+    known = TRAINERS if train or on != "cpu" else list(RUNTIMES)
+    if name not in known:
+        which = f"{' that trains' if train else ''}{f' on {on}' if on != 'cpu' else ''}"
+        raise PyShuffleError(f"there is no peer {name!r}{which}: choose from {', '.join(known[1:])}")
+    if importlib.util.find_spec(name.partition("_")[0]) is None:
+        raise PyShuffleError(f"{name} is not installed: pip install 'pyshuffle[peers]'")
+
+
 class Peer:
     """A runtime at work in another process. Raises PyShuffleError where it is not installed or fails."""
 
     def __init__(self, name: str, job: Job) -> None:
-        known = TRAINERS if job.train or job.device != "cpu" else list(RUNTIMES)
-        if name not in known:
-            which = f"{' that trains' if job.train else ''}{f' on {job.device}' if job.device != 'cpu' else ''}"
-            raise PyShuffleError(f"there is no peer {name!r}{which}: choose from {', '.join(known[1:])}")
+        require(name, bool(job.train), job.device)
         self.name = name
         self.pipe, theirs = multiprocessing.Pipe()
         self.process = multiprocessing.get_context("spawn").Process(target=_serve, args=(theirs, name, job), daemon=True)

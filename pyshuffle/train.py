@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 
 from . import cli, device, nets, plots, weights
+from .backends.cost import parameter_shapes
 from .data import Batch, Decoder, ImageFolder, measuring_batches, training_batches
 from .errors import DeviceError, TrainingError
 from .image import Preprocess
@@ -126,6 +127,8 @@ class Run:
     @classmethod
     def resume(cls, out: Path, given: dict[str, Any], save_every: float, plot: Path | None = None) -> "Run":
         """The run whose state lies in `out`. `given` are settings named again, which must be those of the run."""
+        if out.is_file():
+            raise TrainingError(f"{out} is a file: --resume takes the folder of a run")
         settings, progress, arrays = read_state(out / STATE)
         known = {**settings.net, **dataclasses.asdict(settings)}
         for name, value in given.items():
@@ -137,6 +140,21 @@ class Run:
             own = {name.removeprefix(f"{kind}/"): array for name, array in arrays.items() if name.startswith(f"{kind}/")}
             run.trainer.restore({kind: own})
         return run
+
+    def start_from(self, path: Path) -> None:
+        """Begin with the weights in a file. Of a network with other classes, all but the classifier. Raises TrainingError."""
+        checkpoint = weights.load(path)
+        theirs, ours = nets.describe(checkpoint.net), nets.describe(self.net)
+        differs = [name for name in ours if name != "classes" and theirs.get(name) != ours[name]]
+        if differs:
+            (has, needs) = (", ".join(f"{name}={net.get(name)}" for name in differs) for net in (theirs, ours))
+            raise TrainingError(f"{path} is of a network with {has}, and the run is one of {needs}")
+        shapes = parameter_shapes(self.net)
+        params = {name: array for name, array in checkpoint.params.items() if array.shape == shapes[name]}
+        self.trainer.restore({"params": params})
+        if len(params) < len(shapes):
+            begun = ", ".join(name for name in shapes if name not in params)
+            say(f"{path} knows {checkpoint.net.classes} classes, the run {self.net.classes}: {begun} begin anew")
 
     def run(self) -> None:
         """Train to the end, or until `stopping` is set; either way the state is saved."""
@@ -185,7 +203,7 @@ class Run:
         say(
             f"epoch {epoch}/{self.settings.epochs}  loss {value:.3f}  accuracy {accuracy:.1%}  held-out loss {held_loss:.3f}  "
             f"held-out accuracy {held_accuracy:.1%}  {speed:.0f} images/s  {seconds:.0f} s"
-            + (f"  {self.told} images skipped" if self.told else "")
+            + (f"  {self.told} image{'s' * (self.told > 1)} skipped" if self.told else "")
         )
 
     def rate(self, step: int) -> float:
@@ -270,7 +288,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     for name, default in OPTIONS.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=unset, help=f"(default: {default})")
     parser.add_argument("--labels", type=Path, help="a file of readable class names, one a line, in the order of the folders")
-    parser.add_argument("--start-from", type=Path, metavar="FILE", help="weights to start from (default: random ones)")
+    parser.add_argument(
+        "--start-from",
+        type=Path,
+        metavar="FILE",
+        help="weights to start from (default: random ones); with other classes, all but the classifier's",
+    )
     parser.add_argument("--out", type=Path, help="where the run is kept (default: run)")
     parser.add_argument("--resume", type=Path, metavar="RUN", help="go on with the run kept there")
     parser.add_argument("--save-every", type=float, default=120, metavar="SECONDS", help="between two states (default: 120)")
@@ -292,6 +315,8 @@ def prepare(args: argparse.Namespace) -> Run:
     if "data" not in given:
         raise TrainingError("a folder of class folders is needed: python -m pyshuffle.train DIR")
     out = args.out or Path("run")
+    if out.is_file():
+        raise TrainingError(f"{out} is a file: --out takes a folder")
     for name in (STATE, WEIGHTS, LOG):
         if (out / name).exists():
             raise TrainingError(f"{out} holds a run already ({name}): go on with --resume {out}, or choose another --out")
@@ -304,10 +329,7 @@ def prepare(args: argparse.Namespace) -> Run:
     settings = Settings(net=net, data=args.data, images=folder.fingerprint(), labels=labels, detail=detail, **options)
     run = Run(out, settings, args.save_every, args.plot)
     if args.start_from:
-        checkpoint = weights.load(args.start_from)
-        if checkpoint.net != run.net:
-            raise TrainingError(f"{args.start_from} holds {checkpoint.net}, and the run is one of {run.net}")
-        run.trainer.restore({"params": checkpoint.params})
+        run.start_from(args.start_from)
     out.mkdir(parents=True, exist_ok=True)
     return run
 
@@ -322,7 +344,8 @@ def main(argv: list[str] | None = None) -> int:
 
     signal.signal(signal.SIGINT, stop)
     try:
-        print(f"{len(run.train)} images to train on, {len(run.held_out)} held out, {len(run.train.classes)} classes", flush=True)
+        fewer = f"; batches of {run.batch}, as there are no more" if run.batch < run.settings.batch else ""
+        say(f"{len(run.train)} images to train on, {len(run.held_out)} held out, {len(run.train.classes)} classes{fewer}")
         run.run()
     except DeviceError as error:
         raise DeviceError(f"{error}; go on with --resume {run.out}") from error

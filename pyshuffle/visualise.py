@@ -29,9 +29,9 @@ def main(argv: list[str] | None = None) -> int:
     groups, each = args.shuffle
     if min(groups, each) < 1 or groups * each > MOST:
         raise ShapeError(f"{groups} groups of {each} channels: at least 1 of each can be drawn, and at most {MOST} channels")
+    save(args.file, diagram(groups, each))
     print(f"{groups} groups of {each} channels; after the shuffle channel a {groups} + b is what was channel b {each} + a:")
     print(*shuffle_reference(np.arange(groups * each), groups))
-    save(args.file, diagram(groups, each))
     return 0
 
 

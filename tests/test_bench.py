@@ -127,12 +127,8 @@ def test_a_plot_is_an_image(bench, what, tmp_path, monkeypatch):
         (["--batch", "0"], "batch=0"),
         (["--threads", "0"], "threads=0"),
         (["--size", "8"], "size=8 is too small"),
-        pytest.param(["--against", "nothing"], "there is no peer 'nothing'", marks=pytest.mark.compiled),
-        pytest.param(
-            ["--train", "--against", "ncnn"],
-            "there is no peer 'ncnn' that trains: choose from torch,",
-            marks=pytest.mark.compiled,
-        ),
+        (["--against", "nothing"], "there is no peer 'nothing'"),
+        (["--train", "--against", "ncnn"], "there is no peer 'ncnn' that trains: choose from torch,"),
         (["--train", "--sweep"], "go one at a time"),
         (["--guideline", "G1", "--table8"], "go one at a time"),
         (["--train", "--profile"], "--train goes without --profile"),
@@ -147,7 +143,20 @@ def test_bad_arguments(bench, arguments, says, capsys):
     assert says in error[0]
 
 
-def test_a_peer_that_is_not_installed(monkeypatch):
+def test_a_peer_that_is_not_installed_is_told_before_anything_is_timed(bench, monkeypatch, capsys):
+    monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None)
+    assert cli.run(bench.main, [*QUICK, "--against", "pyshuffle,openvino"]) == 2
+    out, error = capsys.readouterr()
+    assert out == ""
+    assert "is not installed: pip install 'pyshuffle[peers]'" in error
+
+
+def test_more_threads_than_cores_have_the_cores_peak(bench, monkeypatch):
+    monkeypatch.setattr(bench.os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    assert [bench.parse(["--threads", str(threads)]).cores for threads in (1, 2, 99)] == [1, 2, 2]
+
+
+def test_a_part_of_a_peer_that_is_not_installed(monkeypatch):
     peer = object.__new__(peers.Peer)
     peer.name = "openvino"
     peer.pipe = type("Pipe", (), {"recv": lambda self: ModuleNotFoundError("No module named 'openvino'")})()

@@ -93,7 +93,9 @@ def test_explain_draws_the_photograph_and_its_three_likeliest_classes(tmp_path, 
 def test_what_explain_cannot_do(arguments, says, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert cli.run(classify.main, arguments) == 2
-    assert says in capsys.readouterr().err
+    out, error = capsys.readouterr()
+    assert says in error
+    assert out == ""
     assert not list(tmp_path.iterdir())
 
 

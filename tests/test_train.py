@@ -150,7 +150,24 @@ def test_a_run_can_start_from_weights(images, tmp_path, capsys):
     first, second = (weights.load(tmp_path / name / "weights.npz").params for name in ("first", "second"))
     assert all((first[name] == second[name]).all() for name in first if "running" not in name)
     assert run(images, *SMALL, "--width", 0.5, *start, "--out", tmp_path / "third") == 2
-    assert "weights.npz holds ShuffleNetV2(width=0.33" in capsys.readouterr().err
+    assert "weights.npz is of a network with width=0.33, and the run is one of width=0.5" in capsys.readouterr().err
+
+
+def test_a_run_can_start_from_weights_of_other_classes(images, tmp_path, capsys):
+    """All but the classifier is taken over."""
+    assert run(images, *SMALL, "--epochs", 1, "--out", tmp_path / "first") == 0
+    (images / "c").rename(tmp_path / "c")
+    start = ("--start-from", tmp_path / "first" / "weights.npz")
+    assert run(images, *SMALL, "--epochs", 1, "--rate", 0, *start, "--out", tmp_path / "second") == 0
+    assert "weights.npz knows 3 classes, the run 2: fc.weight begin anew" in capsys.readouterr().out
+    first, second = (weights.load(tmp_path / name / "weights.npz").params for name in ("first", "second"))
+    assert [name for name in first if first[name].shape != second[name].shape] == ["fc.weight"]
+    assert all((first[name] == second[name]).all() for name in first if "running" not in name and name != "fc.weight")
+
+
+def test_a_batch_larger_than_the_set_is_told(images, tmp_path, capsys):
+    assert run(images, *SMALL, "--epochs", 1, "--batch", 64, "--out", tmp_path / "run") == 0
+    assert "24 images to train on, 6 held out, 3 classes; batches of 24, as there are no more\n" in capsys.readouterr().out
 
 
 def curves(out):
@@ -247,6 +264,8 @@ def test_weights_without_a_state_are_not_overwritten(images, tmp_path, capsys):
         (("{images}", "--labels", "{labels}"), "labels.txt: 2 labels for 3 classes"),
         (("--resume", "nowhere"), "no such file, so there is no run to resume"),
         (("--resume", "{broken}"), "not a state that can be resumed"),
+        (("--resume", "{labels}"), "labels.txt is a file: --resume takes the folder of a run"),
+        (("{images}", "--out", "{labels}"), "labels.txt is a file: --out takes a folder"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(arguments, message, images, tmp_path, capsys, monkeypatch):

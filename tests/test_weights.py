@@ -433,6 +433,11 @@ def test_what_does_not_fit(described, change, words, tmp_path):
     fails(file_of(made, "npz"), tmp_path, *words)
 
 
+def test_the_state_of_a_run_is_told_from_weights(tmp_path):
+    state = {"meta": np.zeros(3, "u1")} | {f"params/{name}": array for name, array in entries(SMALL).items()}
+    fails(file_of(state, "npz"), tmp_path, "is the state of a run of training", "its weights are in weights.npz")
+
+
 def test_what_does_not_fit_is_not_saved(tmp_path):
     made = initialise(SMALL)
     for bad in ({"fc.bias": np.array([1, np.nan], "f4")}, {"fc.bias": np.zeros(3, "f4")}, {"more": np.zeros(3, "f4")}):
