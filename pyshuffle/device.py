@@ -12,6 +12,7 @@ import os
 import sys
 from typing import Any, NamedTuple
 
+from . import streams
 from .errors import DeviceError
 
 NAMES = ("cpu", "cuda")
@@ -20,7 +21,6 @@ DRIVER = 580  # the first one for it
 OLDEST = (7, 5)  # compute capability
 INSTALL = f"install NVIDIA's driver, {DRIVER} or later"
 NO_DEVICE = 100  # CUDA_ERROR_NO_DEVICE
-STREAMS = "CUDA_PYTHON_CUDA_PER_THREAD_DEFAULT_STREAM"
 MAJOR, MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_...
 
 
@@ -47,7 +47,7 @@ def require(name: str) -> None:
         raise DeviceError(f"there is no device {name!r}: choose one of {', '.join(NAMES)}")
     if name == "cuda":
         require_compiler()
-        require_one_stream()
+        streams.require_one()
         gpu()
 
 
@@ -55,15 +55,6 @@ def require_compiler() -> None:
     """Raises DeviceError where kernels for GPUs cannot be compiled."""
     if importlib.util.find_spec("numba_cuda") is None:
         raise DeviceError("device cuda: numba-cuda is not installed: pip install 'pyshuffle[cuda]'")
-
-
-def require_one_stream() -> None:
-    """Raises DeviceError where each thread gets a stream: memory that one thread gives back another would write to, while kernels of
-    the first still read it."""
-    if os.environ.get(STREAMS, "0") not in ("", "0"):
-        raise DeviceError(
-            f"device cuda: {STREAMS} gives each thread a stream of its own, and the kernels need one for all: unset it"
-        )
 
 
 def gpu() -> str:

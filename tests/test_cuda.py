@@ -19,7 +19,7 @@ if not SIMULATED:
 import simulator
 from simulator import Simulated, Small, failing
 
-from pyshuffle import classify, cli, device
+from pyshuffle import classify, cli, streams
 from pyshuffle import cuda as kernels
 from pyshuffle.backends.cost import Cost, count
 from pyshuffle.backends.cost import Map as Shape
@@ -276,7 +276,7 @@ def test_a_device_that_is_lost_is_said_in_one_line(main, arguments, monkeypatch,
 
 def test_kernels_do_not_load_where_each_thread_has_a_stream(monkeypatch):
     spec = importlib.util.spec_from_file_location("pyshuffle.cuda.again", launch.__file__)
-    monkeypatch.setenv(device.STREAMS, "1")
+    monkeypatch.setenv(streams.PER_THREAD, "1")
     with pytest.raises(DeviceError, match="gives each thread a stream of its own"):
         spec.loader.exec_module(importlib.util.module_from_spec(spec))
 

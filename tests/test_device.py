@@ -10,7 +10,7 @@ import pytest
 from conftest import load_bench
 
 import pyshuffle
-from pyshuffle import classify, cli, device, train
+from pyshuffle import classify, cli, device, streams, train
 from pyshuffle.cuda import check
 from pyshuffle.errors import DeviceError
 
@@ -107,8 +107,8 @@ def test_a_gpu_is_listed(installed, monkeypatch):
 
 def test_a_stream_for_each_thread_is_refused(installed, monkeypatch):
     monkeypatch.setattr(device, "load", Driver)
-    monkeypatch.setenv(device.STREAMS, "1")
-    with pytest.raises(DeviceError, match=f"device cuda: {device.STREAMS} gives each thread .*: unset it"):
+    monkeypatch.setenv(streams.PER_THREAD, "1")
+    with pytest.raises(DeviceError, match=f"device cuda: {streams.PER_THREAD} gives each thread .*: unset it"):
         device.require("cuda")
     assert [found.name for found in pyshuffle.devices()] == ["cpu"]
 

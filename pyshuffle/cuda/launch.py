@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import cuda, float32, float64, int32, types, void
 
-from .. import device
+from .. import streams
 from ..errors import DeviceError, ShapeError
 from ..types import Array, Params
 
@@ -42,7 +42,7 @@ LARGEST = 2**31 - 1  # number of values that an int32 can point to
 FAILURES = "CudaAPIError", "CUDAError"  # as the errors are called that numba raises and, at a launch, the library under it
 FULL = "CUDA_ERROR_OUT_OF_MEMORY"
 
-device.require_one_stream()
+streams.require_one()
 
 
 @contextmanager
