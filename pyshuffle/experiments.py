@@ -102,12 +102,18 @@ class Guideline(NamedTuple):
     fastest: int
     note: str = ""
 
+    @property
+    def work(self) -> npt.NDArray[np.int64]:
+        """Multiply-adds (lines, scales): of one scale nearly the same, but for what rounding the channels makes of them."""
+        return np.array([[cost(line.stack(scale))[1] for scale in range(len(line.channels))] for line in self.lines])
+
     def verdict(self, name: str, times: npt.NDArray[np.float64]) -> str:
         """One sentence on times (turns, lines, scales): whether the row that ought to be the fastest was so, at which scales.
 
-        It is where each other row takes longer in three turns of four.
+        It is where each other row takes longer for a multiply-add in three turns of four.
         """
         first = self.lines[self.fastest].name
+        times = times / self.work
         lower, median, upper = np.percentile(
             times[:, [self.fastest]] / times, (25, 50, 75), axis=0
         )  # speeds relative to that row
@@ -118,8 +124,8 @@ class Guideline(NamedTuple):
         speeds = ", ".join(f"{speed:.2f}" for speed in median[last])
         where = "at every scale" if len(held) == times.shape[2] else f"only at {', '.join(held)}" if held else "at no scale"
         return (
-            f"{name}, {self.says}, holds here {where}: {self.lines[last].name} runs at {speeds} of the speed of {first} "
-            f"(turns differ: the middle half of any such ratio spans {spread:.2f} at most).{self.note}"
+            f"{name}, {self.says}, holds here {where}: {self.lines[last].name} runs at {speeds} of the speed of {first}, "
+            f"multiply-add for multiply-add (turns differ: the middle half of any such ratio spans {spread:.2f} at most).{self.note}"
         )
 
 
