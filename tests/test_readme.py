@@ -34,6 +34,7 @@ NOT_RUN = {  # and why
     "pip install '.[test]' && pytest": "is all of the tests",
     "pyshuffle classify": "is short for another: tests/test_packaging.py",
     "pip install '.[peers]'": "installs other runtimes",
+    "pip install '.[plot]'": "installs what draws",
     "pip install '.[onnx]'": "installs: a leg of .ci/run",
     "pip install '.[cuda]'": "installs: a leg of .ci/run",
     "python -m pyshuffle.classify IMAGE... --device cuda": "needs a GPU: tests/test_cuda.py simulates one",
@@ -50,6 +51,7 @@ SHORTER = {  # what of a command -> what is run in its place, and why
         "a second for each call; what starting costs is in the first bench.py of the page",
     ),
     r" --train (.*) --size 128 --batch 64": (r" --train \1 --size 32 --batch 2", "seconds for each step"),
+    r"pyshuffle\.accuracy DIR": ("pyshuffle.accuracy classes", "what has two classes is not for the weights that there are"),
     r"(pyshuffle\.train DIR --arch v2 --width 0\.5).*": (r"\1 --size 32 --epochs 1 --batch 4", "takes hours"),
 }
 PHOTO = "tests/photos/coffee.png"
@@ -150,6 +152,10 @@ def place(tmp_path_factory) -> Path:
         (folder / "images" / name).mkdir(parents=True)
         for i in range(4):
             Image.fromarray(rng.integers(0, 256, (40, 40, 3), np.uint8)).save(folder / "images" / name / f"{i}.png")
+    for label in range(200):
+        (folder / "classes" / f"{label}").mkdir(parents=True)
+        for i in range(2):
+            (folder / "classes" / f"{label}" / f"{i}.png").symlink_to(folder / "images" / "one" / f"{i}.png")
     (folder / "weights.npz").symlink_to(ROOT / "weights" / classify.DEFAULT)
     (folder / "labels.txt").write_text("\n".join(f"label {i}" for i in range(200)))
     return folder
