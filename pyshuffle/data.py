@@ -32,7 +32,7 @@ Batch = tuple[Array, npt.NDArray[np.int64]]  # images (N, size, size, 3), labels
 Decode: TypeAlias = Callable[[Path], Image.Image]
 
 ORDER, CROP = 1, 2  # what is drawn: each has numbers of its own
-MIN_AREA = 0.5  # of a random crop, as a part of the image: small networks underfit, so the augmentation is mild
+MIN_AREA = 0.5  # of a random crop, as a part of the image, at least: small networks underfit, so the augmentation is mild
 MAX_STRETCH = 4 / 3
 ROOM = 4 << 30  # bytes of decoded images that are kept, at most
 SPARE = 1 << 30  # bytes of the disk that are left free, at least
@@ -157,6 +157,7 @@ def training_batches(
     epoch: int,
     start: int = 0,
     decode: Decode = image.decode,
+    min_area: float = MIN_AREA,
 ) -> Iterator[Batch]:
     """The shuffled, augmented batches of an epoch from number `start` on, each of `batch` images (what is left over is left out)."""
     order = np.random.default_rng((seed, ORDER, epoch)).permutation(len(folder))
@@ -164,7 +165,7 @@ def training_batches(
 
     def crop(index: int) -> Image.Image:
         rng = np.random.default_rng((seed, CROP, epoch, index))
-        return random_crop(decode(folder.files[index]), preprocess.crop, rng)
+        return random_crop(decode(folder.files[index]), preprocess.crop, rng, min_area)
 
     return ahead(partial(load, folder, preprocess, indices, crop) for indices in groups)
 
@@ -195,9 +196,9 @@ def load(
     return image.normalise(np.array(pixels, np.uint8).reshape(shape), preprocess), np.array(labels, np.int64)
 
 
-def random_crop(picture: Image.Image, size: int, rng: np.random.Generator) -> Image.Image:
-    """A part of the image, of MIN_AREA to all of it and a little out of square, as size x size pixels, mirrored half the time."""
-    area, aspect = rng.uniform(MIN_AREA, 1), math.exp(rng.uniform(-1, 1) * math.log(MAX_STRETCH))
+def random_crop(picture: Image.Image, size: int, rng: np.random.Generator, min_area: float = MIN_AREA) -> Image.Image:
+    """A part of the image, of `min_area` to all of it and a little out of square, as size x size pixels, mirrored half the time."""
+    area, aspect = rng.uniform(min_area, 1), math.exp(rng.uniform(-1, 1) * math.log(MAX_STRETCH))
     width = min(picture.width, math.sqrt(area * aspect * picture.width * picture.height))
     height = min(picture.height, math.sqrt(area / aspect * picture.width * picture.height))
     left, top = rng.uniform(0, picture.width - width), rng.uniform(0, picture.height - height)

@@ -29,7 +29,7 @@ import numpy as np
 
 from . import cli, device, nets, plots, weights
 from .backends.cost import parameter_shapes
-from .data import Batch, Decoder, ImageFolder, measuring_batches, training_batches
+from .data import MIN_AREA, Batch, Decoder, ImageFolder, measuring_batches, training_batches
 from .errors import DeviceError, TrainingError
 from .image import Preprocess
 from .init import initialise
@@ -57,6 +57,7 @@ class Settings:
     rate: float = 0.5  # the highest learning rate, for each 1024 images of a batch
     decay: float = 4e-5
     smoothing: float = 0.1
+    min_area: float = MIN_AREA  # of the random crops that are trained on, as a part of the image
     hold_out: float = 0.05  # the part of each class that is never trained on
     seed: int = 0
     device: str = "cpu"
@@ -65,6 +66,8 @@ class Settings:
         for name, low in (("size", nets.MIN_SIZE), ("epochs", 1), ("batch", 1), ("seed", 0)):
             if getattr(self, name) < low:
                 raise TrainingError(f"{name}={getattr(self, name)} is less than {low}")
+        if not 0 < self.min_area <= 1:
+            raise TrainingError(f"min_area={self.min_area} is not in (0, 1]")
         for name, below in (("rate", math.inf), ("decay", 1), ("smoothing", 1), ("hold_out", 1)):
             if not 0 <= getattr(self, name) < below:
                 raise TrainingError(f"{name}={getattr(self, name)} is not in [0, {below})")
@@ -189,7 +192,7 @@ class Run:
     def batches(self, epoch: int, start: int) -> Iterator[Batch]:
         """Those of an epoch, counted from 1, from number `start` on."""
         s = self.settings
-        return training_batches(self.train, s.preprocess, self.batch, s.seed, epoch, start, self.decode)
+        return training_batches(self.train, s.preprocess, self.batch, s.seed, epoch, start, self.decode, s.min_area)
 
     def close_epoch(self, epoch: int) -> None:
         """Measure what an epoch has come to, and make it known. After the last one, the statistics are those of the last weights."""

@@ -176,6 +176,13 @@ def curves(out):
         return [row[:-2] for row in csv.reader(file)]
 
 
+def test_the_least_area_of_crops_matters(images, tmp_path):
+    for least in (0.5, 0.1):
+        assert run(images, *SMALL, "--epochs", 1, "--min-area", least, "--out", tmp_path / f"{least}") == 0
+    assert run(images, *SMALL, "--epochs", 1, "--out", tmp_path / "usual") == 0
+    assert curves(tmp_path / "usual") == curves(tmp_path / "0.5") != curves(tmp_path / "0.1")
+
+
 @pytest.mark.parametrize("last", [3, 9], ids=["of an epoch", "of the run"])
 def test_stopping_after_a_last_step_loses_no_line_of_the_curves(last, images, tmp_path, monkeypatch):
     arguments = (images, *SMALL, "--epochs", 3)
@@ -261,6 +268,7 @@ def test_weights_without_a_state_are_not_overwritten(images, tmp_path, capsys):
         (("{images}", "--classes", "3"), "unrecognized arguments: --classes 3"),
         (("{images}", "--batch", "many"), "argument --batch: invalid int value: 'many'"),
         (("{images}", "--rate", "nan"), "rate=nan is not in [0, inf)"),
+        (("{images}", "--min-area", "0"), "min_area=0.0 is not in (0, 1]"),
         (("{images}", "--labels", "{labels}"), "labels.txt: 2 labels for 3 classes"),
         (("--resume", "nowhere"), "no such file, so there is no run to resume"),
         (("--resume", "{broken}"), "not a state that can be resumed"),
