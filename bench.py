@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pyshuffle import cli, device, engine, nets, plots, sgd, tables
+from pyshuffle import cli, device, engine, nets, peers, plots, sgd, tables
 from pyshuffle.backends.cost import count
 from pyshuffle.engine.profile import Row, peak, profile
 from pyshuffle.errors import PyShuffleError, ShapeError
 from pyshuffle.experiments import GUIDELINES, SIDE, TABLE8, cost, draw
 from pyshuffle.init import initialise
-from pyshuffle.peers import Job, Peer, Recipe, require
+from pyshuffle.peers import Job, Peer, Recipe
 from pyshuffle.types import Array, Params
 
 PHOTO = Path(__file__).parent / "tests" / "photos" / "coffee.png"
@@ -70,7 +70,7 @@ def one(net: nets.Net, args: argparse.Namespace) -> dict[str, Any]:
     rows = count(net, args.size)
     params, images = initialise(net), pictures(args)
     for name in args.against:
-        require(name, args.train, args.device)
+        peers.require(name, args.train, args.device)
     print(net)
     print(f"{sum(row.macs for row in rows) / 1e6:.2f} million multiply-adds, {sum(row.params for row in rows):,} parameters")
     on_cpu = args.device == "cpu"

@@ -6,16 +6,8 @@ from pathlib import Path
 
 from . import __version__, cli
 
-COMMANDS = (
-    "accuracy",
-    "audit",
-    "classify",
-    "cuda.check",
-    "export",
-    "trace",
-    "train",
-    "visualise",
-)  # the modules that are programs
+# The modules that are programs.
+COMMANDS = ("accuracy", "audit", "classify", "cuda.check", "export", "trace", "train", "visualise")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,7 +1,8 @@
 """How much a checkpoint knows: `python -m pyshuffle.accuracy DIR [--weights FILE]`
 
 Images of a folder of class folders are prepared and named as `classify` does it, and what it says is compared with the folders they
-lie in. By default only those are looked at which `train` sets aside: the last twentieth of each class.
+lie in: the n-th folder, by name, is that of the n-th class. By default only those are looked at which `train` sets aside, the last
+twentieth of each class.
 """
 
 import argparse
@@ -9,9 +10,10 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from . import classify, cli, data, device, image, weights
-from .errors import DataError
+from .errors import DataError, ImageError
 
 BATCH = 50  # images at once
 AMONG = 5  # guesses of which one may be right
@@ -26,23 +28,33 @@ def main(argv: list[str] | None = None) -> int:
         raise DataError(f"{args.folder}: {len(folder.classes)} class folders, and the network knows {checkpoint.net.classes}")
     if not 0 < args.part <= 1:
         raise DataError(f"part={args.part} is not in (0, 1]")
-    if args.part < 1:
-        _, folder = folder.hold_out(args.part)
+    folder = folder.select(np.flatnonzero(folder.last(args.part)))
     preprocess = image.PRESETS.get(args.preprocess) or checkpoint.preprocess or image.TORCHVISION
     size = preprocess.crop
     model = device.compiler(args.device).compile(checkpoint.net, checkpoint.params, (BATCH, size, size, 3))
-    first = among = seen = 0
-    for images, labels in data.measuring_batches(folder, preprocess, BATCH):
-        guesses = np.argsort(-model(images), axis=1, kind="stable")[:, :AMONG] if len(labels) else np.zeros((0, AMONG))
+    some, first, among, seen = min(AMONG, checkpoint.net.classes), 0, 0, 0
+    for images, labels in data.measuring_batches(folder, preprocess, BATCH, decode):
+        if not len(labels):
+            continue  # all of them damaged
+        guesses = np.argsort(-classify.sound(model(images)), axis=1, kind="stable")[:, :some]
         first += int((guesses[:, 0] == labels).sum())
         among += int((guesses == labels[:, None]).any(axis=1).sum())
         seen += len(labels)
     if not seen:
         raise DataError(f"{args.folder}: none of the images can be decoded")
-    print(f"{first / seen:.1%} named rightly, {among / seen:.1%} among {AMONG} guesses, of {seen:,} images of {args.folder}")
+    print(f"{first / seen:.1%} named rightly, {among / seen:.1%} among {some} guesses, of {seen:,} images of {args.folder}")
     if seen < len(folder):
         print(f"{len(folder) - seen} could not be decoded")
     return 0
+
+
+def decode(path: Path) -> Image.Image:
+    """As `image.decode`, but that what cannot be decoded is named."""
+    try:
+        return image.decode(path)
+    except ImageError as error:
+        print(f"skipped {error}", file=sys.stderr, flush=True)
+        raise
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -50,7 +62,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("folder", type=Path, metavar="DIR", help="holds a folder of images for each class, in their order")
     parser.add_argument("--weights", type=Path, metavar="FILE", help="a checkpoint (default: the one that comes with pyshuffle)")
     parser.add_argument(
-        "--part", type=float, default=0.05, help="the last images of each class, as a part of all (default: %(default)s)"
+        "--part", type=float, default=0.05, help="of each class, its last images (default: %(default)s, what train holds out)"
     )
     parser.add_argument("--preprocess", choices=image.PRESETS, help="how to prepare images (default: as the checkpoint says)")
     device.add_option(parser)

@@ -132,13 +132,14 @@ def predictor(checkpoint: Checkpoint, size: int, name: str = "cpu") -> Callable[
 
     model = device.compiler(name).compile(checkpoint.net, checkpoint.params, (1, size, size, 3))
 
-    def predict(pixels: Array) -> Array:
-        logits = model(pixels)
-        if not np.isfinite(logits).all():
-            raise WeightsError("the network's answer is not finite: the weights are damaged")
-        return softmax(logits)[0]
+    return lambda pixels: softmax(sound(model(pixels)))[0]
 
-    return predict
+
+def sound(logits: Array) -> Array:
+    """The same. Raises WeightsError for what is no answer."""
+    if not np.isfinite(logits).all():
+        raise WeightsError("the network's answer is not finite: the weights are damaged")
+    return logits
 
 
 def best(probabilities: Array, labels: Sequence[str], top: int) -> list[Guess]:

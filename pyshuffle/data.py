@@ -50,7 +50,7 @@ class ImageFolder:
     def scan(cls, root: Path) -> "ImageFolder":
         """Read the names in `root`/<class>/<image>. Raises DataError for a folder that cannot be trained on."""
         if not root.is_dir():
-            raise DataError(f"{root}: no such folder")
+            raise DataError(f"{root}: {'is a file, not a folder' if root.exists() else 'no such folder'}")
         folders = sorted(path for path in root.glob("[!.]*") if path.is_dir())
         if len(folders) < 2:
             raise DataError(f"{root}: holds {len(folders)} class folders, at least 2 are needed")
@@ -82,16 +82,21 @@ class ImageFolder:
 
     def hold_out(self, fraction: float) -> tuple["ImageFolder", "ImageFolder"]:
         """(to train on, to measure on): the last `fraction` of each class's files, at least one, is set aside. Raises DataError."""
-        counts = np.bincount(self.labels, minlength=len(self.classes))
-        place = np.arange(len(self)) - (np.cumsum(counts) - counts)[self.labels]  # of each file in its class
-        kept = counts - np.maximum(1, np.round(fraction * counts).astype(int))
+        held = self.last(fraction)
+        counts, kept = (np.bincount(labels, minlength=len(self.classes)) for labels in (self.labels, self.labels[~held]))
         if kept.min() < 1:
             name = self.classes[int(kept.argmin())]
             raise DataError(
                 f"class {name!r} has {counts[kept.argmin()]} images: too few to set some aside and train on the others"
             )
-        held = place >= kept[self.labels]
         return self.select(np.flatnonzero(~held)), self.select(np.flatnonzero(held))
+
+    def last(self, fraction: float) -> npt.NDArray[np.bool_]:
+        """Which files are among the last `fraction` of their class: at least one of each."""
+        counts = np.bincount(self.labels, minlength=len(self.classes))
+        place = np.arange(len(self)) - (np.cumsum(counts) - counts)[self.labels]  # of each file in its class
+        first: npt.NDArray[np.int64] = counts - np.maximum(1, np.round(fraction * counts).astype(int))
+        return np.asarray(place >= first[self.labels])
 
     def select(self, indices: npt.NDArray[np.int64]) -> "ImageFolder":
         """The files at the given places, with all classes."""

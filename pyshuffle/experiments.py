@@ -103,8 +103,8 @@ class Guideline(NamedTuple):
     note: str = ""
 
     @property
-    def work(self) -> npt.NDArray[np.int64]:
-        """Multiply-adds (lines, scales): of one scale nearly the same, but for what rounding the channels makes of them."""
+    def macs(self) -> npt.NDArray[np.int64]:
+        """(lines, scales). Rows of one scale differ by a few percent, as channels are whole numbers."""
         return np.array([[cost(line.stack(scale))[1] for scale in range(len(line.channels))] for line in self.lines])
 
     def verdict(self, name: str, times: npt.NDArray[np.float64]) -> str:
@@ -113,7 +113,7 @@ class Guideline(NamedTuple):
         It is where each other row takes longer for a multiply-add in three turns of four.
         """
         first = self.lines[self.fastest].name
-        times = times / self.work
+        times = times / self.macs
         lower, median, upper = np.percentile(
             times[:, [self.fastest]] / times, (25, 50, 75), axis=0
         )  # speeds relative to that row

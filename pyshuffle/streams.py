@@ -1,4 +1,4 @@
-"""The one stream on which everything runs on a GPU: what lets go of memory counts on it (cuda/launch.py)."""
+"""The one stream on which everything runs on a GPU: memory that is given back is used again in its order (cuda/launch.py)."""
 
 import os
 

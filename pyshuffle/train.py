@@ -145,19 +145,22 @@ class Run:
         return run
 
     def start_from(self, path: Path) -> None:
-        """Begin with the weights in a file. Of a network with other classes, all but the classifier. Raises TrainingError."""
+        """Begin with the weights in a file; of a network with another number of classes, with all but the classifier.
+
+        Raises WeightsError for a file that holds none, TrainingError for those of another network.
+        """
         checkpoint = weights.load(path)
-        theirs, ours = nets.describe(checkpoint.net), nets.describe(self.net)
-        differs = [name for name in ours if name != "classes" and theirs.get(name) != ours[name]]
-        if differs:
-            (has, needs) = (", ".join(f"{name}={net.get(name)}" for name in differs) for net in (theirs, ours))
-            raise TrainingError(f"{path} is of a network with {has}, and the run is one of {needs}")
+        if nets.describe(checkpoint.net) | {"classes": self.net.classes} != nets.describe(self.net):
+            has, needs = (cli.options_of(net) for net in (checkpoint.net, self.net))
+            raise TrainingError(f"{path} is of the network {has}, and the run is one of {needs}")
         shapes = parameter_shapes(self.net)
         params = {name: array for name, array in checkpoint.params.items() if array.shape == shapes[name]}
         self.trainer.restore({"params": params})
         if len(params) < len(shapes):
-            begun = ", ".join(name for name in shapes if name not in params)
-            say(f"{path} knows {checkpoint.net.classes} classes, the run {self.net.classes}: {begun} begin anew")
+            anew = ", ".join(name for name in shapes if name not in params)
+            say(f"{path} knows {checkpoint.net.classes} classes and the run {self.net.classes}: anew begins {anew}")
+        elif checkpoint.labels and checkpoint.labels != self.settings.labels:
+            say(f"{path} knows as many classes by other names: its classifier is kept")
 
     def run(self) -> None:
         """Train to the end, or until `stopping` is set; either way the state is saved."""
@@ -295,7 +298,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--start-from",
         type=Path,
         metavar="FILE",
-        help="weights to start from (default: random ones); with other classes, all but the classifier's",
+        help="weights to start from (default: random ones); with another number of classes, all but the classifier",
     )
     parser.add_argument("--out", type=Path, help="where the run is kept (default: run)")
     parser.add_argument("--resume", type=Path, metavar="RUN", help="go on with the run kept there")
@@ -347,7 +350,7 @@ def main(argv: list[str] | None = None) -> int:
 
     signal.signal(signal.SIGINT, stop)
     try:
-        fewer = f"; batches of {run.batch}, as there are no more" if run.batch < run.settings.batch else ""
+        fewer = f"; batches of {run.batch}, not {run.settings.batch}: there are no more" if run.batch < run.settings.batch else ""
         say(f"{len(run.train)} images to train on, {len(run.held_out)} held out, {len(run.train.classes)} classes{fewer}")
         run.run()
     except DeviceError as error:

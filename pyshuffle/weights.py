@@ -122,8 +122,8 @@ def _sync(folder: Path) -> None:
 def _checkpoint(entries: Entries, metadata: str | None) -> Checkpoint:
     labels = preprocess = None
     authors = False
-    if any(name.startswith("params/") for name in entries):
-        raise WeightsError("is the state of a run of training, to go on from: its weights are in weights.npz")
+    if "meta" in entries and any(name.startswith("params/") for name in entries):
+        raise WeightsError("is the state of a run of training, to go on from: its weights are in weights.npz beside it")
     if metadata is None:
         entries, authors = _rename(entries)
         net = _infer(entries)

@@ -30,30 +30,55 @@ def place(tmp_path, monkeypatch):
     return tmp_path
 
 
-def named(files: list[str], capsys) -> list[list[str]]:
+def named(files: list[str], options: list[str], capsys) -> list[list[str]]:
     """What `classify` says of each."""
-    assert cli.run(classify.main, [*files, "--weights", "weights.npz", "--json"]) == 0
+    assert cli.run(classify.main, [*files, "--weights", "weights.npz", "--json", *options]) == 0
     return [[guess["label"] for guess in answer["top"]] for answer in json.loads(capsys.readouterr().out)]
 
 
-@pytest.mark.parametrize(("part", "looked_at"), [("0.3", range(EACH - LAST, EACH)), ("1", range(EACH))])
-def test_it_counts_what_classify_answers(part, looked_at, place, capsys):
+OPTIONS = [  # and which images of each class are looked at
+    (["--part", "0.3"], range(EACH - LAST, EACH)),
+    (["--part", "1"], range(EACH)),
+    (["--part", "1", "--preprocess", "torchvision"], range(EACH)),
+]
+
+
+@pytest.mark.parametrize(("options", "looked_at"), OPTIONS, ids=str)
+def test_it_counts_what_classify_answers(options, looked_at, place, capsys):
     files = [f"images/{label}/{i}.png" for label in range(NET.classes) for i in looked_at]
-    answers = named(files, capsys)
+    answers = named(files, options[2:], capsys)
     right = [f"class {file.split('/')[1]}" for file in files]
     first = sum(label == guesses[0] for label, guesses in zip(right, answers, strict=True))
     among = sum(label in guesses for label, guesses in zip(right, answers, strict=True))
     assert 0 < first < among < len(files)
-    assert cli.run(accuracy.main, ["images", "--weights", "weights.npz", "--part", part]) == 0
+    assert cli.run(accuracy.main, ["images", "--weights", "weights.npz", *options]) == 0
     said = f"{first / len(files):.1%} named rightly, {among / len(files):.1%} among 5 guesses, of {len(files)} images of images\n"
     assert capsys.readouterr().out == said
+
+
+def test_unless_told_it_looks_at_the_last_twentieth_of_each_class(place, capsys):
+    """Which is one of ten; and where a class has a single image, that."""
+    for _ in range(2):
+        assert cli.run(accuracy.main, ["images", "--weights", "weights.npz"]) == 0
+        assert "of 7 images of images" in capsys.readouterr().out
+        for file in (place / "images").glob("*/[0-8].png"):
+            file.unlink()
+
+
+def test_an_answer_that_is_none_is_told(place, capsys):
+    checkpoint = weights.load("weights.npz")
+    checkpoint.params["fc.weight"][:] = 3e38
+    weights.save("weights.npz", checkpoint)
+    assert cli.run(accuracy.main, ["images", "--weights", "weights.npz"]) == 2
+    assert "the network's answer is not finite: the weights are damaged" in capsys.readouterr().err
 
 
 def test_damaged_images_are_counted_apart(place, capsys):
     (place / "images" / "2" / "9.png").write_bytes(b"no image")
     assert cli.run(accuracy.main, ["images", "--weights", "weights.npz", "--part", "0.3"]) == 0
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
     assert "of 20 images of images\n1 could not be decoded\n" in out
+    assert "skipped images/2/9.png" in err
     for file in (place / "images").glob("*/*.png"):
         file.write_bytes(b"no image")
     assert cli.run(accuracy.main, ["images", "--weights", "weights.npz"]) == 2

@@ -10,9 +10,10 @@ from test_meetings import logits_in_turn
 
 from pyshuffle.backends.numba import Numba
 from pyshuffle.engine import bands
+from pyshuffle.engine.machine import machine
 from pyshuffle.engine.plan import Plan
 from pyshuffle.engine.program import encode
-from pyshuffle.engine.steps import DENSE
+from pyshuffle.engine.steps import DENSE, STEM
 from pyshuffle.nets import MobileNetV1, MobileNetV2, ShuffleNetV1, ShuffleNetV2
 from pyshuffle.types import Array
 
@@ -113,7 +114,21 @@ def test_a_pair_whose_convolution_adds_a_shortcut(narrow):
     assert_near(model(x), reference(net, x))
 
 
-def test_a_pair_is_said_to_be_one():
+def test_steps_are_said_to_be_computed_together():
     lines = [line for line in str(plan_of(MobileNetV2(), 224, 224)).splitlines() if "bands of" in line]
     assert ["features.2.conv.0.0" in line for line in lines].count(True) == 1
-    assert len(lines) == 4
+    assert ["with the next in bands of" in line for line in lines] == [True] * 4
+    image, conv, *others = str(plan_of(ShuffleNetV2(), 224, 224)).splitlines()[1:]
+    assert image.endswith(", with the next two in bands of 14 rows")
+    assert "112 x 112 x 24" in conv
+    assert not any("bands of" in line for line in others)
+
+
+def test_a_row_of_a_stem_holds_a_tile():
+    """Else a tile would reach beyond its band."""
+
+    def net(ops, x):
+        return ops.linear(ops.mean(ops.maxpool(ops.relu(ops.conv(x, "conv", 4, kernel=3, stride=2)))), "fc", 5)
+
+    tall = max(machine().heights.values())
+    assert [plan_of(net, 40, width).steps[0].kind == STEM for width in (2 * tall, 2 * tall - 2)] == [True, False]

@@ -3,6 +3,7 @@
 import json
 import sys
 import threading
+from types import SimpleNamespace
 
 import pytest
 from conftest import load_bench
@@ -44,14 +45,19 @@ def test_it_times_a_step_of_training(bench, capsys):
 
 
 def test_the_peak_of_two_threads_is_measured_on_both_at_once(monkeypatch):
-    at_once = threading.Barrier(2)
+    """What both have done, from when the first began to when the last was done."""
+    at_once, calls, times = threading.Barrier(2), [], iter([1.0, 2.0, 5.0, 6.0])
 
     def loop(rounds, _):
-        if rounds == profile.ROUNDS:
+        calls.append(rounds)
+        if len(calls) > 1:
             at_once.wait(timeout=10)
 
     monkeypatch.setattr(profile, "_peak", lambda: (4, 3, loop))
-    assert profile.peak(2) > 0
+    monkeypatch.setattr(profile, "time", SimpleNamespace(perf_counter=lambda: next(times)))
+    rounds = profile.LONGER * profile.ROUNDS
+    assert profile.peak(2) == 2 * (2 * 4 * 3 * rounds) / (6.0 - 1.0) / 1e9
+    assert calls == [1, rounds, rounds]
 
 
 def test_the_profile_has_every_layer_and_adds_up(bench, tmp_path):
@@ -144,16 +150,21 @@ def test_bad_arguments(bench, arguments, says, capsys):
 
 
 def test_a_peer_that_is_not_installed_is_told_before_anything_is_timed(bench, monkeypatch, capsys):
-    monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None if name == "openvino" else name)
     assert cli.run(bench.main, [*QUICK, "--against", "pyshuffle,openvino"]) == 2
     out, error = capsys.readouterr()
     assert out == ""
-    assert "is not installed: pip install 'pyshuffle[peers]'" in error
+    assert "openvino is not installed: pip install 'pyshuffle[peers]'" in error
 
 
-def test_more_threads_than_cores_have_the_cores_peak(bench, monkeypatch):
+@pytest.mark.parametrize(("threads", "cores"), [(1, "1 core"), (2, "2 cores"), (5, "2 cores")])
+def test_more_threads_than_cores_have_the_cores_peak(bench, threads, cores, monkeypatch, capsys):
+    asked = []
     monkeypatch.setattr(bench.os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
-    assert [bench.parse(["--threads", str(threads)]).cores for threads in (1, 2, 99)] == [1, 2, 2]
+    monkeypatch.setattr(bench, "peak", lambda count: asked.append(count) or 100.0 * count)
+    assert cli.run(bench.main, [*QUICK, "--threads", str(threads)]) == 0
+    assert asked == [min(threads, 2)]
+    assert f"of the {100 * min(threads, 2)} that {cores} can do at best\n" in capsys.readouterr().out
 
 
 def test_a_part_of_a_peer_that_is_not_installed(monkeypatch):

@@ -31,6 +31,7 @@ from pyshuffle.backends.reference import Reference
 from pyshuffle.engine import Model, bands
 from pyshuffle.engine.machine import machine
 from pyshuffle.engine.plan import Plan
+from pyshuffle.engine.program import Encoder
 from pyshuffle.engine.steps import MEAN, STEM, WINDOW, multiply_adds
 from pyshuffle.errors import ArchError, ShapeError, WeightsError
 from pyshuffle.nets import MobileNetV1, MobileNetV2, ShuffleNetV1, ShuffleNetV2
@@ -822,6 +823,13 @@ def test_any_function_over_operations_is_a_network(net):
         expected = reference(net, x)
         for threads in (1, 3):
             assert_near(compiled(net, height, width, threads)(x), expected)
+
+
+def test_maps_too_large_for_tables_are_refused():
+    encoder = Encoder(machine(), threads=1)
+    assert encoder.table([0, (1 << 32) - 4]) == 0
+    with pytest.raises(ShapeError, match="a map of the network would take 4 GiB or more: the images are too large"):
+        encoder.table([0, 1 << 32])
 
 
 @pytest.mark.parametrize("net", [maxpool_without_a_relu, ShuffleNetV2()], ids=["small", "v2"])

@@ -79,7 +79,7 @@ def test_the_engine_runs_what_the_reference_does(name, line):
 def sentence(name: str, factors: list[list[float]], noise: float = 0.0) -> str:
     """What a guideline says of times for a multiply-add that are these multiples of that of the row that ought to be the fastest."""
     turns = np.random.default_rng(0).uniform(1 - noise, 1 + noise, (40, len(factors), 3))
-    times = turns * np.array(factors) * GUIDELINES[name].work
+    times = turns * np.array(factors) * GUIDELINES[name].macs
     return GUIDELINES[name].verdict(name, times)
 
 

@@ -145,7 +145,7 @@ def comparable(text: str, exactly: bool) -> list[str]:
 def place(tmp_path_factory) -> Path:
     """Where the commands are run: a directory that has what a source tree has, and what the placeholders stand for."""
     folder = tmp_path_factory.mktemp("place")
-    for name in ("tests", "bench.py"):
+    for name in ("tests", "weights", "bench.py"):
         (folder / name).symlink_to(ROOT / name)
     rng = np.random.default_rng(0)
     for name in ("one", "two"):

@@ -150,7 +150,9 @@ def test_a_run_can_start_from_weights(images, tmp_path, capsys):
     first, second = (weights.load(tmp_path / name / "weights.npz").params for name in ("first", "second"))
     assert all((first[name] == second[name]).all() for name in first if "running" not in name)
     assert run(images, *SMALL, "--width", 0.5, *start, "--out", tmp_path / "third") == 2
-    assert "weights.npz is of a network with width=0.33, and the run is one of width=0.5" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    has, needs = (f"--arch v2 --width {width} --classes 3" for width in (0.33, 0.5))
+    assert f"weights.npz is of the network {has}, and the run is one of {needs}\n" in error
 
 
 def test_a_run_can_start_from_weights_of_other_classes(images, tmp_path, capsys):
@@ -159,15 +161,25 @@ def test_a_run_can_start_from_weights_of_other_classes(images, tmp_path, capsys)
     (images / "c").rename(tmp_path / "c")
     start = ("--start-from", tmp_path / "first" / "weights.npz")
     assert run(images, *SMALL, "--epochs", 1, "--rate", 0, *start, "--out", tmp_path / "second") == 0
-    assert "weights.npz knows 3 classes, the run 2: fc.weight begin anew" in capsys.readouterr().out
+    assert "weights.npz knows 3 classes and the run 2: anew begins fc.weight\n" in capsys.readouterr().out
     first, second = (weights.load(tmp_path / name / "weights.npz").params for name in ("first", "second"))
     assert [name for name in first if first[name].shape != second[name].shape] == ["fc.weight"]
     assert all((first[name] == second[name]).all() for name in first if "running" not in name and name != "fc.weight")
 
 
+def test_a_classifier_of_classes_of_other_names_is_kept_and_told(images, tmp_path, capsys):
+    assert run(images, *SMALL, "--epochs", 1, "--out", tmp_path / "first") == 0
+    (images / "c").rename(images / "d")
+    start = ("--start-from", tmp_path / "first" / "weights.npz")
+    assert run(images, *SMALL, "--epochs", 1, "--rate", 0, *start, "--out", tmp_path / "second") == 0
+    assert "weights.npz knows as many classes by other names: its classifier is kept\n" in capsys.readouterr().out
+    first, second = (weights.load(tmp_path / name / "weights.npz").params for name in ("first", "second"))
+    np.testing.assert_array_equal(first["fc.weight"], second["fc.weight"])
+
+
 def test_a_batch_larger_than_the_set_is_told(images, tmp_path, capsys):
     assert run(images, *SMALL, "--epochs", 1, "--batch", 64, "--out", tmp_path / "run") == 0
-    assert "24 images to train on, 6 held out, 3 classes; batches of 24, as there are no more\n" in capsys.readouterr().out
+    assert "24 images to train on, 6 held out, 3 classes; batches of 24, not 64: there are no more\n" in capsys.readouterr().out
 
 
 def curves(out):
@@ -258,6 +270,7 @@ def test_weights_without_a_state_are_not_overwritten(images, tmp_path, capsys):
     [
         ((), "a folder of class folders is needed"),
         (("nowhere",), "nowhere: no such folder"),
+        (("{labels}",), "labels.txt: is a file, not a folder"),
         (("{images}", "--arch", "v9"), "there is no network 'v9': choose one of v1, v2"),
         (("{images}", "--width", "0.7"), "v2 has no width 0.7: choose one of 0.25, 0.33, 0.5, 1.0, 1.5, 2.0"),
         (("{images}", "--groups", "3"), "v2 has no setting 'groups'"),

@@ -435,7 +435,8 @@ def test_what_does_not_fit(described, change, words, tmp_path):
 
 def test_the_state_of_a_run_is_told_from_weights(tmp_path):
     state = {"meta": np.zeros(3, "u1")} | {f"params/{name}": array for name, array in entries(SMALL).items()}
-    fails(file_of(state, "npz"), tmp_path, "is the state of a run of training", "its weights are in weights.npz")
+    fails(file_of(state, "npz"), tmp_path, "is the state of a run of training", "its weights are in weights.npz beside it")
+    fails(file_of({"params/Dense_0/kernel": np.zeros((2, 3), "f4")}, "npz"), tmp_path, "does not fit")
 
 
 def test_what_does_not_fit_is_not_saved(tmp_path):

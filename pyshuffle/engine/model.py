@@ -55,8 +55,8 @@ def compile(net: Net, params: Params, input_shape: Sequence[int], threads: int |
     """The network with these parameters as a `Model`, for images of `input_shape`, (N, H, W, 3) or (H, W, 3), whatever N is.
 
     threads: how many work on a call, the caller's among them; by default as many as numba would use (NUMBA_NUM_THREADS, or all
-    cores). Raises ShapeError for another shape, or fewer than one thread, ArchError for a size too small, WeightsError for parameters
-    of another network.
+    cores). Raises ShapeError for another shape, images with maps of 4 GiB, or fewer than one thread, ArchError for a size too small,
+    WeightsError for parameters of another network.
     """
     *_, height, width, channels = (0, 0, 0, *input_shape)
     if len(input_shape) not in (3, 4) or channels != 3:

@@ -26,6 +26,7 @@ from .machine import Machine
 from .steps import DENSE, IMAGE, KINDS, MAXIMUM, MEAN, OUTPUT, WINDOW, Map, Pending, Step, multiply_adds
 
 TAPS = 9  # of a 3x3 window
+FOLLOWING = {2: "the next", 3: "the next two"}  # steps that are computed together with the first of so many
 
 Value = Map | Pending
 
@@ -175,7 +176,7 @@ def describe(plan: Plan) -> Iterator[str]:
         also = f" plus {where(step.what.residual)}" if step.what.residual else ""
         limit = f"{step.what.limit:g}" if step.what.limit < np.inf else ""
         relu = f", ReLU{limit}" if step.what.relu else ""
-        together = f", with the next {step.span - 1} in bands of {step.band} rows" if step.band else ""
+        together = f", with {FOLLOWING[step.span]} in bands of {step.band} rows" if step.band else ""
         yield (
             f"{number:3} {KINDS[step.kind]:<8} {step.name:<24} {f'{height} x {width} x {step.what.channels}':>14}  "
             f"b{number:<4} {step.target.offset:>9} {multiply_adds(step) / 1e6:8.3f}  {where(step.source)}{also}{relu}{together}"

@@ -20,6 +20,8 @@ from .team import FROM, UNTIL, Team
 
 ROUNDS = 100_000  # of the loop that measures the peak: long enough for the processor to settle, short enough to be undisturbed
 
+LONGER = 10  # times as long, for more threads than one
+
 
 class Row(NamedTuple):
     """A line of the profile."""
@@ -76,18 +78,20 @@ def peak(threads: int = 1) -> float:
     It is measured on all of them together: two processors of a rented machine may be one core, now and then.
     """
     lanes, sums, loop = _peak()
+    values = [aligned((1 + sums) * lanes * FLOAT) for _ in range(threads)]
+    loop(1, values[0].ctypes.data)  # the first call compiles it
+    rounds = ROUNDS if threads == 1 else LONGER * ROUNDS  # threads do not wake at once
     start = threading.Barrier(threads)
 
-    def one(_: int) -> float:
-        values = aligned((1 + sums) * lanes * FLOAT)
-        loop(1, values.ctypes.data)  # the first call compiles it
+    def one(own: Array) -> tuple[float, float]:
         start.wait()
         began = time.perf_counter()
-        loop(ROUNDS, values.ctypes.data)
-        return 2 * lanes * sums * ROUNDS / (time.perf_counter() - began) / 1e9
+        loop(rounds, own.ctypes.data)
+        return began, time.perf_counter()
 
     with ThreadPoolExecutor(threads) as pool:
-        return sum(pool.map(one, range(threads)))
+        began, ended = zip(*pool.map(one, values), strict=True)
+    return 2 * lanes * sums * rounds * threads / (max(ended) - min(began)) / 1e9
 
 
 @functools.cache

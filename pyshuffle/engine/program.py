@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..errors import ShapeError
 from ..types import Array
 from .layout import Vector, by_rows
 from .machine import FLOAT, LINE, Machine
@@ -62,7 +63,10 @@ class Encoder:
         self.bytes = {"tables": 0, "weights": 0}
 
     def table(self, entries: Any) -> int:
-        """The address of a table; of the one that is there already if there is."""
+        """The address of a table; of the one that is there already if there is. Raises ShapeError."""
+        entries = np.asarray(entries)
+        if entries.max(initial=0) >= 1 << 32:
+            raise ShapeError("a map of the network would take 4 GiB or more: the images are too large")
         table = np.ascontiguousarray(entries, np.uint32).ravel()
         key = table.tobytes()
         if key not in self.places:
