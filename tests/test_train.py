@@ -142,38 +142,38 @@ def test_an_interrupted_run_saves_and_says_how_to_go_on(images, tmp_path, capsys
     assert_same_weights(tmp_path / "whole", tmp_path / "stopped")
 
 
-def test_a_run_can_start_from_weights(images, tmp_path, capsys):
-    """At a rate of 0 the weights stay what they were."""
+def weights_before_and_after(images, tmp_path, place) -> tuple[dict, dict]:
+    """Those of a run, and of one that begins with them, at a rate of 0, once the images of class c lie in another place."""
     assert run(images, *SMALL, "--epochs", 1, "--out", tmp_path / "first") == 0
+    (images / "c").rename(place)
     start = ("--start-from", tmp_path / "first" / "weights.npz")
     assert run(images, *SMALL, "--epochs", 1, "--rate", 0, *start, "--out", tmp_path / "second") == 0
     first, second = (weights.load(tmp_path / name / "weights.npz").params for name in ("first", "second"))
+    return first, second
+
+
+def test_a_run_can_start_from_weights(images, tmp_path, capsys):
+    first, second = weights_before_and_after(images, tmp_path, images / "c")
     assert all((first[name] == second[name]).all() for name in first if "running" not in name)
+    assert "knows" not in capsys.readouterr().out
+    start = ("--start-from", tmp_path / "first" / "weights.npz")
     assert run(images, *SMALL, "--width", 0.5, *start, "--out", tmp_path / "third") == 2
     error = capsys.readouterr().err
     has, needs = (f"--arch v2 --width {width} --classes 3" for width in (0.33, 0.5))
     assert f"weights.npz is of the network {has}, and the run is one of {needs}\n" in error
 
 
-def test_a_run_can_start_from_weights_of_other_classes(images, tmp_path, capsys):
+def test_a_run_can_start_from_weights_of_another_number_of_classes(images, tmp_path, capsys):
     """All but the classifier is taken over."""
-    assert run(images, *SMALL, "--epochs", 1, "--out", tmp_path / "first") == 0
-    (images / "c").rename(tmp_path / "c")
-    start = ("--start-from", tmp_path / "first" / "weights.npz")
-    assert run(images, *SMALL, "--epochs", 1, "--rate", 0, *start, "--out", tmp_path / "second") == 0
+    first, second = weights_before_and_after(images, tmp_path, tmp_path / "c")
     assert "weights.npz knows 3 classes and the run 2: anew begins fc.weight\n" in capsys.readouterr().out
-    first, second = (weights.load(tmp_path / name / "weights.npz").params for name in ("first", "second"))
     assert [name for name in first if first[name].shape != second[name].shape] == ["fc.weight"]
     assert all((first[name] == second[name]).all() for name in first if "running" not in name and name != "fc.weight")
 
 
 def test_a_classifier_of_classes_of_other_names_is_kept_and_told(images, tmp_path, capsys):
-    assert run(images, *SMALL, "--epochs", 1, "--out", tmp_path / "first") == 0
-    (images / "c").rename(images / "d")
-    start = ("--start-from", tmp_path / "first" / "weights.npz")
-    assert run(images, *SMALL, "--epochs", 1, "--rate", 0, *start, "--out", tmp_path / "second") == 0
+    first, second = weights_before_and_after(images, tmp_path, images / "d")
     assert "weights.npz knows as many classes by other names: its classifier is kept\n" in capsys.readouterr().out
-    first, second = (weights.load(tmp_path / name / "weights.npz").params for name in ("first", "second"))
     np.testing.assert_array_equal(first["fc.weight"], second["fc.weight"])
 
 
