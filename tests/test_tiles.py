@@ -24,11 +24,14 @@ class Target(NamedTuple):
     multiply: str  # a multiply-add of whole vectors, or, where the machine has none, its multiplication
     maximum: str  # a maximum, or the comparison that begins one
     plus: str
+    half: str = "none"  # a multiply-add of half a vector
 
 
 X86, ARM = "x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu"
 TARGETS = {
-    "avx512": Target(Machine(16, 32), X86, "skylake-avx512", r"vfmadd\w+ps .*%zmm", r"vmaxps .*%zmm", r"vaddps .*%zmm"),
+    "avx512": Target(
+        Machine(16, 32), X86, "skylake-avx512", r"vfmadd\w+ps .*%zmm", r"vmaxps .*%zmm", r"vaddps .*%zmm", r"vfmadd\w+ps .*%ymm"
+    ),
     "avx2": Target(Machine(8, 16), X86, "haswell", r"vfmadd\w+ps .*%ymm", r"vmaxps .*%ymm", r"vaddps .*%ymm"),
     "sse": Target(Machine(4, 16), X86, "x86-64", r"mulps .*%xmm", r"maxps .*%xmm", r"addps .*%xmm"),
     "neon": Target(Machine(4, 32), ARM, "cortex-a76", r"fmla v\d+\.4s", r"fcmgt v\d+\.4s", r"fadd v\d+\.4s"),
@@ -94,16 +97,33 @@ def named(target: str, *shape: int) -> object:
     return pytest.param(TARGETS[target], *shape, id="-".join((target, *map(str, shape))))
 
 
-DENSE = [named(name, v, p) for name in TARGETS for v, tall in TARGETS[name].machine.heights.items() for p in (tall, 1)]
+DENSE = [
+    named(name, halves, pixels)
+    for name, (machine_, *_) in TARGETS.items()
+    for halves in machine_.widths
+    for pixels in (machine_.heights[-(-halves // 2)], 1)
+]
 WINDOW = [named(name, stride, p) for name in TARGETS for stride in (1, 2) for p in (TARGETS[name].machine.run, 1)]
 every_target = pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
 
 
-@pytest.mark.parametrize(("target", "vectors", "pixels"), DENSE)
-def test_a_dense_tile_lies_in_registers(target, vectors, pixels):
+@pytest.mark.parametrize(("target", "halves", "pixels"), DENSE)
+def test_a_dense_tile_lies_in_registers(target, halves, pixels):
     """A multiply-add for each vector of each pixel, and no more. LLVM unrolls the loop of a lone pixel, and of small tiles."""
-    text = assembly(target, tiles.dense, vectors=vectors, pixels=pixels)
-    check_loops(text, target.multiply, vectors * pixels, unrolled=pixels == 1)
+    text = assembly(target, tiles.dense, halves=halves, pixels=pixels)
+    if halves > 1:
+        check_loops(text, target.multiply, halves // 2 * pixels, unrolled=pixels == 1)
+    if halves % 2:
+        check_loops(text, target.half, pixels, unrolled=pixels == 1)
+
+
+@pytest.mark.parametrize("halves", [halves for halves in TARGETS["avx512"].machine.widths if halves % 2])
+def test_an_activation_is_loaded_once_for_whole_vectors_and_a_half(halves):
+    """Into all lanes of one register, whose first half is that of the half."""
+    pixels = TARGETS["avx512"].machine.heights[-(-halves // 2)]
+    text = assembly(TARGETS["avx512"], tiles.dense, halves=halves, pixels=pixels)
+    (loop,) = [loop for _, loop in loops_with(text, TARGETS["avx512"].half)]
+    assert loop.count("vbroadcastss") == pixels
 
 
 @pytest.mark.parametrize(("target", "stride", "pixels"), WINDOW)

@@ -20,6 +20,7 @@ class Emitter:
         self.build = ir.IRBuilder(function.append_basic_block("entry"))
         self.machine, self.lanes = machine, machine.lanes
         self.vector = ir.VectorType(F32, self.lanes)
+        self.half = ir.VectorType(F32, self.lanes // 2)
         self.size = self.lanes * FLOAT
 
     def load(self, address: ir.Value, kind: ir.Type, offset: int = 0) -> ir.Value:
@@ -35,7 +36,7 @@ class Emitter:
         return self.build.zext(self.load(table, I32, index * 4), I64)
 
     def store(self, value: ir.Value, address: ir.Value) -> None:
-        self.build.store(value, self.build.inttoptr(address, self.vector.as_pointer()), align=FLOAT)
+        self.build.store(value, self.build.inttoptr(address, value.type.as_pointer()), align=FLOAT)
 
     def everywhere(self, scalar: ir.Value) -> ir.Value:
         """A scalar in all lanes."""
@@ -43,9 +44,20 @@ class Emitter:
         nothing, zeros = ir.Constant(kind, ir.Undefined), ir.Constant(ir.VectorType(I32, self.lanes), [0] * self.lanes)
         return self.build.shuffle_vector(self.build.insert_element(nothing, scalar, I32(0)), nothing, zeros)
 
+    def first(self, value: ir.Value, kind: ir.Type) -> ir.Value:
+        """As many lanes of a vector as there are in one of that kind: it lies in the same register."""
+        if value.type == kind:
+            return value
+        lanes = ir.Constant(ir.VectorType(I32, kind.count), list(range(kind.count)))
+        return self.build.shuffle_vector(value, ir.Constant(value.type, ir.Undefined), lanes)
+
+    def settled(self, value: ir.Value) -> ir.Value:
+        """A vector of an x86 processor, computed here and now: else LLVM fills a register for its first half as well."""
+        return self.build.asm(ir.FunctionType(value.type, [value.type]), "", "=v,0", [value], side_effect=False)
+
     def multiply_add(self, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
         """a b + c: one instruction where the machine has it, else two."""
-        return self.call(f"llvm.fmuladd.v{self.lanes}f32", self.vector, a, b, c)
+        return self.call(f"llvm.fmuladd.v{c.type.count}f32", c.type, a, b, c)
 
     def larger(self, a: ir.Value, b: ir.Value) -> ir.Value:
         """max(a, b) lane by lane; b where it is not a number."""

@@ -52,7 +52,7 @@ def run_dense(step, piece, tables, weights, arena, source, target, first, last):
         piece[at.RESIDUAL] + arena if piece[at.RESIDUAL] >= 0 else 0, tables + piece[at.RESIDUAL_PIXELS],
         tables + piece[at.RESIDUAL_COLUMNS], *bounds(step),
     )  # fmt: skip
-    dense_tile(2 * piece[at.VECTORS] + (piece[at.TALL] == 1), arguments)
+    dense_tile(2 * piece[at.HALVES] + (piece[at.TALL] == 1), arguments)
 
 
 @kernel

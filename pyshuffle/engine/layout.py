@@ -5,7 +5,8 @@ Buffers that one convolution reads through one table share a layout, so that a c
 of them as wide as the widest, most of the memory that is fetched with a pixel would be unused, so the wide ones have several planes.
 
 A run of channels that is shorter than a vector gets a whole vector's columns. Where a longer run does not end with a whole vector,
-the last one is moved back and computes a few channels a second time, so that no vector ever writes over what is not its own.
+the last one is moved back and computes a few channels a second time, so that no vector ever writes over what is not its own. Where a
+convolution is left with half a vector's channels or fewer, that vector is a half, and costs half as much on some processors.
 """
 
 from __future__ import annotations
@@ -107,6 +108,7 @@ class Vector(NamedTuple):
 
     channels: list[int]
     column: int  # of the buffer
+    half: bool = False  # whether the first half of the lanes holds all of them, and the others are not computed
 
 
 def arrange(steps: list[Step], machine: Machine) -> None:
@@ -118,7 +120,7 @@ def arrange(steps: list[Step], machine: Machine) -> None:
     for step in steps:
         if not step.computes:
             continue
-        step.vectors.extend(cut(list(runs(step)), machine.lanes, moved=not step.apart))
+        step.vectors.extend(cut(list(runs(step)), machine.lanes, dense=not step.apart, halved=machine.halved))
         for vector in step.vectors:
             for lane, channel in enumerate(vector.channels):
                 step.target.places[channel] = vector.column + lane
@@ -158,15 +160,18 @@ def runs(step: Step) -> Iterator[list[int]]:
     yield run
 
 
-def cut(runs: list[list[int]], lanes: int, moved: bool) -> list[Vector]:
-    """The vectors of runs of channels, side by side. `moved`: a run's last vector may be moved back instead of left incomplete."""
+def cut(runs: list[list[int]], lanes: int, dense: bool, halved: bool) -> list[Vector]:
+    """The vectors of runs of channels, side by side. `dense`: a run's last vector may be moved back instead of left incomplete, and,
+    with `halved`, may be a half."""
     vectors, column = [], 0
     for number, run in enumerate(runs, start=1):
         starts = list(range(0, len(run), lanes))
-        if moved and lanes < len(run) and number < len(runs):
-            starts[-1] = len(run) - lanes
-        vectors += [Vector(run[start : start + lanes], column + start) for start in starts]
-        column += starts[-1] + lanes
+        half = dense and halved and len(run) - starts[-1] <= lanes // 2
+        moved = dense and lanes < len(run) and number < len(runs)
+        if moved:
+            starts[-1] = len(run) - (lanes // 2 if half else lanes)
+        vectors += [Vector(run[start : start + lanes], column + start, half and start == starts[-1]) for start in starts]
+        column += len(run) if moved else starts[-1] + lanes
     return vectors
 
 

@@ -25,12 +25,12 @@ Shape = dict[str, int]
 def shapes() -> dict[Tile, dict[int, Shape]]:
     """The shapes in which there is a tile for this machine, by the number that callers give.
 
-    dense: twice the vectors, and window: twice the stride; plus one for tiles of a single pixel.
+    dense: twice the halves of vectors, and window: twice the stride; plus one for tiles of a single pixel.
     """
     m, strides = machine(), (1, 2)
     by_vectors = {v: {"vectors": v} for v in m.heights}
     return {
-        dense: {2 * v + one: {"vectors": v, "pixels": 1 if one else tall} for v, tall in m.heights.items() for one in (0, 1)},
+        dense: {2 * h + one: {"halves": h, "pixels": 1 if one else m.heights[-(-h // 2)]} for h in m.widths for one in (0, 1)},
         window: {2 * s + one: {"stride": s, "pixels": 1 if one else m.run} for s in strides for one in (0, 1)},
         slope: {s: {"stride": s} for s in strides},
         normalise: by_vectors,

@@ -22,6 +22,17 @@ class Machine(NamedTuple):
         """The tiles of `dense`, vectors -> pixels. Seven divides the maps of a 224-pixel image: 56, 28, 14 and 7."""
         return {1: 7, 2: 7, 3: 7, 4: 7 if self.lanes == 16 else 6} if self.registers == 32 else {1: 6, 2: 6}
 
+    @property
+    def halved(self) -> bool:
+        """Whether half a vector is worth a tile of its own: registers of 512 bits are worked on in two halves by some processors, and
+        half of one takes half of the time there; on others it takes as long as all of it."""
+        return self.lanes == 16
+
+    @property
+    def widths(self) -> range:
+        """Of the tiles of `dense`, in halves of vectors."""
+        return range(1, 2 * max(self.heights) + 1) if self.halved else range(2, 2 * max(self.heights) + 1, 2)
+
     def tall(self, vectors: int, pixels: int) -> int:
         """Pixels in a tile of so many vectors, of a map of so many pixels: one where they do not fill one."""
         return self.heights[vectors] if pixels >= self.heights[vectors] else 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ from .steps import DENSE, MAXIMUM, MEAN, OUTPUT, WINDOW, Step
 STEP = 19
 # The columns of `Program.pieces`: those that every kind has, those of a dense step, those of the others.
 (UNITS, SOURCE, WEIGHTS, BIAS) = range(4)
-(UNIT, VECTORS, TALL, COUNT, SOURCE_PIXELS, OFFSETS, TARGET_PIXELS, COLUMNS, RESIDUAL, RESIDUAL_PIXELS, RESIDUAL_COLUMNS) = range(
+(UNIT, HALVES, TALL, COUNT, SOURCE_PIXELS, OFFSETS, TARGET_PIXELS, COLUMNS, RESIDUAL, RESIDUAL_PIXELS, RESIDUAL_COLUMNS) = range(
     4, 15
 )
 PIECE = 15
@@ -127,7 +128,7 @@ class Encoder:
                     UNITS: height if rows else -(-height * width // tall),
                     UNIT: width if rows else tall,
                     SOURCE: base + here.at(-margin, -margin),
-                    VECTORS: len(panel),
+                    HALVES: 2 * len(panel) - panel[-1].half,
                     TALL: tall,
                     COUNT: taps * inputs,
                     WEIGHTS: self.values(self.spread(weight, panel)),
@@ -192,7 +193,7 @@ class Encoder:
         channels are seen alone and a map is large: neighbouring channels share pages, and are read together. Parts are of whole rows,
         and hold a tile at least.
         """
-        weights = sum(piece[COUNT] * piece[VECTORS] * self.machine.lanes * FLOAT for piece in pieces if step.kind == DENSE)
+        weights = sum(piece[COUNT] * piece[HALVES] * self.machine.lanes // 2 * FLOAT for piece in pieces if step.kind == DENSE)
         height, width = step.size
         if not by_rows(step, self.machine, self.threads):
             return 1
@@ -207,10 +208,12 @@ class Encoder:
 
 
 def panels(vectors: list[Vector], most: int) -> Iterator[list[Vector]]:
-    """Vectors of one group in panels of `most` or, so that all are nearly alike, fewer."""
-    count = -(-len(vectors) // most)
-    for panel in range(count):
-        yield vectors[panel * len(vectors) // count : (panel + 1) * len(vectors) // count]
+    """Vectors of one group in panels of `most` or, so that all are nearly alike, fewer. A half is the last of its panel."""
+    ends = [number for number, vector in enumerate(vectors, start=1) if vector.half or number == len(vectors)]
+    for begin, end in pairwise([0, *ends]):
+        count = -(-(end - begin) // most)
+        for panel in range(count):
+            yield vectors[begin + panel * (end - begin) // count : begin + (panel + 1) * (end - begin) // count]
 
 
 def encode(plan: Plan) -> Program:

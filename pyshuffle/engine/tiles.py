@@ -35,14 +35,18 @@ PEAK_SUMS = 12  # independent sums that keep any processor busy, and that fit in
     "first last source source_pixels offsets count weights bias target target_pixels columns "
     "residual residual_pixels residual_columns low high"
 )
-def dense(e: Emitter, given: Arguments, vectors: int, pixels: int) -> None:
+def dense(e: Emitter, given: Arguments, halves: int, pixels: int) -> None:
     """out[m, n] = bias[n] + residual[m, n] + sum_k a[m, k] * w[k, n], from low to high, for some pixels m of a panel of channels n.
 
     a[m, k] lies at source + source_pixels[m] + offsets[k]. The table of offsets makes this one tile serve every layer: a 1x1
     convolution lists the channels it reads, wherever split, concat and shuffle left them; a grouped one those of its group; a 3x3 one
     its 9 C taps. Where the pixels do not fill the last tile, it is moved back and computes some of them, or of those before the
     first, a second time: `last` is at least a tile's. A residual at address 0 is none.
+
+    A panel is so many halves of vectors wide; where that is odd, of its last vector only the first half of the lanes is computed.
     """
+    kinds = [e.vector] * (halves // 2) + [e.half] * (halves % 2)
+    vectors = len(kinds)
     cells = [(p, v) for p in range(pixels) for v in range(vectors)]
     panel = e.build.mul(given["count"], I64(vectors * e.size))
     tiles = e.build.udiv(e.build.add(e.build.sub(given["last"], given["first"]), I64(pixels - 1)), I64(pixels))
@@ -53,12 +57,12 @@ def dense(e: Emitter, given: Arguments, vectors: int, pixels: int) -> None:
             e.build.add(given[name], e.build.mul(begin, I64(4))) for name in ("source_pixels", "target_pixels", "residual_pixels")
         )
         rows = [e.build.add(given["source"], e.entry(source_pixels, p)) for p in range(pixels)]
-        bias = e.vectors(given["bias"], vectors)
+        bias = [e.load(given["bias"], kind, v * e.size) for v, kind in enumerate(kinds)]
 
         def residual() -> list[ir.Value]:
             columns = [e.entry(given["residual_columns"], v) for v in range(vectors)]
             places = [e.build.add(given["residual"], e.entry(residual_pixels, p)) for p in range(pixels)]
-            return [e.build.fadd(bias[v], e.load(e.build.add(places[p], columns[v]), e.vector)) for p, v in cells]
+            return [e.build.fadd(bias[v], e.load(e.build.add(places[p], columns[v]), kinds[v])) for p, v in cells]
 
         sums = e.choose(e.build.icmp_unsigned("!=", given["residual"], I64(0)), residual, lambda: bias * pixels)
         # While it computes, it fetches weights that come next: a part of the next panel, or those a little further on.
@@ -69,21 +73,22 @@ def dense(e: Emitter, given: Arguments, vectors: int, pixels: int) -> None:
             table, weights, line, *sums = now
             following += [e.build.add(table, I64(4)), e.build.add(weights, I64(vectors * e.size))]
             following.append(e.build.add(line, I64(LINE if pixels > 1 else vectors * e.size)))
-            offset, w = e.entry(table, 0), e.vectors(weights, min(vectors, spare))
+            offset, w = e.entry(table, 0), [e.load(weights, kind, v * e.size) for v, kind in enumerate(kinds[:spare])]
             for part in range(0, LINE if pixels > 1 else vectors * e.size, LINE):
                 e.prefetch(e.build.add(line, I64(part)))
             for p, v in cells:
                 if v == 0:
                     a = e.everywhere(e.load(e.build.add(rows[p], offset), F32))
+                    a = e.settled(a) if halves % 2 else a
                 if v == spare:  # one register too few: this vector stays in memory, and is loaded anew for each pixel
                     e.forget()
-                    w = [*w[:spare], e.load(weights, e.vector, v * e.size)]
-                following.append(e.multiply_add(a, w[v], sums[p * vectors + v]))
+                    w = [*w[:spare], e.load(weights, kinds[v], v * e.size)]
+                following.append(e.multiply_add(e.first(a, kinds[v]), w[v], sums[p * vectors + v]))
         low, high = (e.everywhere(given[bound]) for bound in ("low", "high"))
         columns = [e.entry(given["columns"], v) for v in range(vectors)]
         outs = [e.build.add(given["target"], e.entry(target_pixels, p)) for p in range(pixels)]
         for (p, v), total in zip(cells, following[3:], strict=True):
-            e.store(e.between(low, total, high), e.build.add(outs[p], columns[v]))
+            e.store(e.between(e.first(low, kinds[v]), total, e.first(high, kinds[v])), e.build.add(outs[p], columns[v]))
 
 
 @tile("source source_row source_pixel weights bias target target_row target_pixel rows width low high")

@@ -3,8 +3,9 @@
     dw[k, o] = sum_p x[p, k] dy[p, o]         its gradient by w: the same tile, with k and p in each other's place
 A row p of x is a pixel, or the window around one: a `View` says where it lies, so that neither a group nor a window is ever copied.
 
-Columns o are computed a vector at a time, in panels of a few vectors. Groups of fewer columns than a vector has share one: its inputs
-are those of all of them, and the weights between two groups are zero; so what is infinite in one group makes NaN of its neighbours.
+Columns o are computed a vector at a time, in panels of a few vectors, the last of which may be a half (engine/machine.py). Groups of
+fewer columns than a vector has share one: its inputs are those of all of them, and the weights between two groups are zero; so what
+is infinite in one group makes NaN of its neighbours.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from .jit import BLOCKS, helper, kernel, require_jit
 from .moments import measure
 from .reading import PLAIN, Source, read, read_narrow, read_vectors
 
-LANES, HEIGHTS = machine().lanes, machine().heights
+LANES, HEIGHTS, HALVED = machine().lanes, machine().heights, machine().halved
 MOST, TALL = max(HEIGHTS), max(HEIGHTS.values())
 HEIGHT = np.array([HEIGHTS.get(vectors, 0) for vectors in range(MOST + 1)])
 ROWS = 16 * TALL  # of x in a block: they stay in the nearest cache while all panels are computed
@@ -67,8 +68,8 @@ def window_rows(shape: tuple[int, int, int], source: tuple[int, ...], size: int,
 
 
 class Panels(NamedTuple):
-    """The panels of a product; a line of the table has: vectors, the first of them, channels of a tap, bytes to them, place of the
-    weights."""
+    """The panels of a product; a line of the table has: halves of vectors, the first vector, channels of a tap, bytes to them, place
+    of the weights."""
 
     table: npt.NDArray[np.int64]
     starts: npt.NDArray[np.int64]  # the first column of each vector
@@ -81,8 +82,10 @@ class Panels(NamedTuple):
 @lru_cache(maxsize=4096)
 def panels(taps: tuple[int, ...], groups: int, inputs: int, outputs: int) -> Panels:
     """Of groups of so many inputs and outputs; all outputs are a vector's or more, and no vector goes beyond the last."""
+    half = HALVED and outputs > LANES and 0 < outputs % LANES <= LANES // 2
     if outputs >= LANES:
         per_group = vector_starts(outputs)
+        per_group[-1] += half * LANES // 2
         count = -(-len(per_group) // MOST)
         cuts = [len(per_group) * i // count for i in range(count + 1)]
         lists = [per_group[a:b] + g * outputs for g in range(groups) for a, b in pairwise(cuts)]
@@ -90,9 +93,10 @@ def panels(taps: tuple[int, ...], groups: int, inputs: int, outputs: int) -> Pan
         lists = [np.array([start]) for start in vector_starts(groups * outputs)]
     table, columns, vector, size = [], [], 0, 0
     for starts in lists:
-        first, last = starts[0] // outputs, (starts[-1] + LANES - 1) // outputs + 1
+        halves = 2 * len(starts) - (half and starts[-1] % outputs + LANES > outputs)
+        first, last = starts[0] // outputs, (starts[-1] + (LANES // 2 if halves % 2 else LANES) - 1) // outputs + 1
         channels = (last - first) * inputs
-        table.append((len(starts), vector, channels, first * inputs * FLOAT, size))
+        table.append((halves, vector, channels, first * inputs * FLOAT, size))
         columns.append(np.add.outer(taps, np.arange(channels) * FLOAT).ravel().astype(np.uint32))
         vector += len(starts)
         size += len(taps) * channels * len(starts) * LANES
@@ -110,15 +114,16 @@ def vector_starts(channels: int) -> npt.NDArray[np.int64]:
 def _pack(w, table, starts, groups, weights):  # w (taps, C/G, O)
     taps, inputs, outputs = w.shape
     for panel in range(len(table)):
-        vectors, vector, channels, source, at = table[panel]
+        halves, vector, channels, source, at = table[panel]
         first = source // FLOAT  # channel of x
         for k in range(taps * channels):
             c = first + k % channels
             row = w[k // channels, c % inputs]
-            for v in range(vectors):
+            for v in range((halves + 1) // 2):
+                lanes = min(LANES, halves * LANES // 2 - v * LANES)
                 start, out = starts[vector + v], weights[at : at + LANES]
                 at += LANES
-                for lane in range(LANES):
+                for lane in range(lanes):
                     out[lane] = row[start + lane]
                 if channels > inputs:  # more groups than one
                     for lane in range(LANES):
@@ -127,11 +132,11 @@ def _pack(w, table, starts, groups, weights):  # w (taps, C/G, O)
 
 
 @helper
-def tile(vectors, rows, x, x_rows, x_columns, count, weights, bias, y, y_rows, y_columns, before):
+def tile(halves, rows, x, x_rows, x_columns, count, weights, bias, y, y_rows, y_columns, before):
     """y[r] = before[r] + sum_k x[r, k] weights[k] for all of y's rows, one by one where they do not fill a tile; addresses."""
-    single = rows < HEIGHT[vectors]
+    single = rows < HEIGHT[(halves + 1) // 2]
     dense_tile(
-        2 * vectors + single,
+        2 * halves + single,
         (NONE, rows, x, x_rows, x_columns, count, weights, bias, y, y_rows, y_columns, before, y_rows, y_columns, LOW, HIGH),
     )
 
@@ -146,11 +151,11 @@ def _multiply(x, direct, blocks, rows, size, columns, begins, table, starts, wei
         if not direct:
             read(x, first, values, 0)
         for panel in range(len(table)):
-            vectors, vector, _, source, at = table[panel]
+            halves, vector, _, source, at = table[panel]
             source += x.x.ctypes.data + blocks[b] if direct else np.int64(values.ctypes.data)
             begin, end = begins[panel], begins[panel + 1]
             tile(
-                vectors, last - first, source, rows.ctypes.data, columns.ctypes.data + begin * 4, end - begin,
+                halves, last - first, source, rows.ctypes.data, columns.ctypes.data + begin * 4, end - begin,
                 weights.ctypes.data + at * FLOAT, bias.ctypes.data, y.ctypes.data + first * y.shape[1] * FLOAT, places.ctypes.data,
                 starts.ctypes.data + vector * 4, NONE,
             )  # fmt: skip
@@ -263,9 +268,9 @@ def _backward(
             if not direct:
                 read(x, begin, x_values[:here], 0)
             for panel in range(len(table) if len(dx) else 0):
-                n, vector, _, _, at = table[panel]
+                halves, vector, _, _, at = table[panel]
                 tile(
-                    n, here, dy_values.ctypes.data, dy_rows.ctypes.data, columns.ctypes.data + begins[panel] * 4,
+                    halves, here, dy_values.ctypes.data, dy_rows.ctypes.data, columns.ctypes.data + begins[panel] * 4,
                     begins[panel + 1] - begins[panel], weights.ctypes.data + at * FLOAT, bias.ctypes.data,
                     dx.ctypes.data + begin * dx.shape[1] * FLOAT, places.ctypes.data, starts.ctypes.data + vector * 4, NONE,
                 )  # fmt: skip
@@ -274,7 +279,7 @@ def _backward(
                 source = (x.x.ctypes.data + blocks[b] if direct else np.int64(x_values.ctypes.data)) + g * inputs * FLOAT
                 out = np.int64(parts[part, cut].ctypes.data)
                 tile(
-                    vectors, length // HEIGHT[vectors] * HEIGHT[vectors], source, cells.ctypes.data, rows.ctypes.data, here,
+                    2 * vectors, length // HEIGHT[vectors] * HEIGHT[vectors], source, cells.ctypes.data, rows.ctypes.data, here,
                     dy_values.ctypes.data + cut * len(rows) * row, bias.ctypes.data, out, targets.ctypes.data, stored.ctypes.data,
                     NONE if b == begun else out,
                 )  # fmt: skip
