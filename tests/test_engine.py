@@ -29,9 +29,10 @@ from pyshuffle.backends.cost import Cost, Map, parameter_shapes
 from pyshuffle.backends.numba import Numba
 from pyshuffle.backends.reference import Reference
 from pyshuffle.engine import Model, bands
+from pyshuffle.engine.layout import Vector, cut
 from pyshuffle.engine.machine import machine
 from pyshuffle.engine.plan import Plan
-from pyshuffle.engine.program import Encoder
+from pyshuffle.engine.program import Encoder, panels
 from pyshuffle.engine.steps import MEAN, STEM, WINDOW, multiply_adds
 from pyshuffle.errors import ArchError, ShapeError, WeightsError
 from pyshuffle.nets import MobileNetV1, MobileNetV2, ShuffleNetV1, ShuffleNetV2
@@ -179,6 +180,19 @@ def test_logits_are_the_same_bits_where_threads_share_rows(net):
             np.testing.assert_array_equal(model(x), expected)
             np.testing.assert_array_equal(model(x[2:]), expected[2:])
         np.testing.assert_array_equal(np.concatenate([model(image[None]) for image in x]), expected)
+
+
+@pytest.mark.compiled
+def test_a_model_keeps_the_parameters_that_it_was_compiled_with():
+    """Whatever becomes of the arrays: also in the program for a batch, which is made when there is one."""
+    net, x = ShuffleNetV2(0.5, classes=10), draw_images(4, 64, 64)
+    params = {name: array.copy() for name, array in params_of(net).items()}
+    model = engine.compile(net, params, x.shape, threads=2)
+    expected = np.concatenate([model(image[None]) for image in x])
+    for array in params.values():
+        array[...] = np.nan
+    params.clear()
+    np.testing.assert_array_equal(model(x), expected)
 
 
 def test_meetings_are_fewer_where_there_are_rows_to_share():
@@ -823,6 +837,41 @@ def test_any_function_over_operations_is_a_network(net):
         expected = reference(net, x)
         for threads in (1, 3):
             assert_near(compiled(net, height, width, threads)(x), expected)
+
+
+def test_vectors_of_channels_that_are_left_over():
+    """Of 20: four of a second vector, of which half is computed; where channels follow, it begins earlier and computes some twice."""
+    runs, last = [list(range(20)), list(range(20, 40))], [list(range(16)), list(range(16, 20))]
+    first, again, *others = cut(runs, 16, dense=True, halved=True)
+    assert [first, again] == [(runs[0][:16], 0, False), (runs[0][12:], 12, True)]
+    assert others == [(runs[1][:16], 20, False), (runs[1][16:], 36, True)]
+    assert [vector[1:] for vector in cut(runs, 16, dense=True, halved=False)] == [
+        (0, False),
+        (4, False),
+        (20, False),
+        (36, False),
+    ]
+    assert [vector[1:] for vector in cut(runs, 16, dense=False, halved=True)] == [
+        (0, False),
+        (16, False),
+        (32, False),
+        (48, False),
+    ]
+    assert cut(last, 16, dense=True, halved=True) == [(last[0], 0, False), (last[1], 16, True)]
+    assert not any(vector.half for vector in cut([list(range(25))], 16, dense=True, halved=True))
+
+
+def test_half_a_vector_is_the_last_of_its_panel():
+    """As a panel's last vector may be a half, and no other; the rest are nearly alike."""
+    whole, half = Vector([0], 0), Vector([0], 0, half=True)
+    vectors = [whole, half, *5 * [whole], half, whole]
+    assert [len(panel) for panel in panels(vectors, 4)] == [2, 3, 3, 1]
+    assert [[vector.half for vector in panel] for panel in panels(vectors, 4)] == [
+        [False, True],
+        3 * [False],
+        [False, False, True],
+        [False],
+    ]
 
 
 def test_maps_too_large_for_tables_are_refused():

@@ -19,11 +19,11 @@ from pyshuffle.types import Array
 @numba.njit
 def run_share(steps, pieces, tables, weights, arenas, image, logits, s, thread, threads):
     if s == 0:
-        run_begin(steps, pieces, tables, weights.ctypes.data, arenas[0], arenas[thread], image, thread, threads)
+        run_begin(steps, pieces, tables, weights.ctypes.data, arenas, image, thread, threads)
     elif steps[s, at.SPAN] > 1:
-        run_pair(steps[s], steps[s + 1], pieces, tables, weights.ctypes.data, arenas[0], arenas[thread], thread, threads)
+        run_pair(steps[s], steps[s + 1], pieces, tables, weights.ctypes.data, arenas, thread, threads)
     else:
-        run_step(steps[s], pieces, tables, weights.ctypes.data, arenas[0], logits, thread, threads)
+        run_step(steps[s], pieces, tables, weights.ctypes.data, arenas, logits, thread, threads)
 
 
 def logits_in_turn(program: Program, threads: int, image: Array, rng: np.random.Generator | None = None) -> Array:
@@ -84,3 +84,34 @@ def test_threads_need_nothing_of_each_other_between_meetings(net, height, width,
     for seed in (None, 0, 1):
         rng = None if seed is None else np.random.default_rng(seed)
         np.testing.assert_array_equal(logits_in_turn(together, threads, x, rng), expected)
+
+
+def test_what_rows_of_a_map_lie_in_a_threads_own_arena():
+    """Its share, and what a 3x3 reads beside it: so two arenas are together little larger than one for both would be."""
+    net = ShuffleNetV2(1.0)
+    params = {name: value.astype(np.float32) for name, value in parameters(parameter_shapes(net)).items()}
+    alone, together = (Plan(net, params, 224, 224, machine(), threads) for threads in (1, 2))
+    layouts = {step.name: step.target.layout for step in together.steps}
+    unit = [layouts[f"stage2.1.branch2.{part}"] for part in (0, 3, 5)]  # the last is read by the stride of stage 3
+    assert [(layout.above, layout.height) for layout in unit] == [(1, 15), (0, 14), (1, 15)]
+    assert layouts["conv5.0"].above is layouts["mean"].above is layouts["fc"].above is None  # rows are not shared out
+    assert all(step.target.layout.above is None for step in alone.steps)
+    assert 2 * together.arena < 1.3 * alone.arena
+
+
+@pytest.mark.parametrize("net", [ShuffleNetV1(groups=3), ShuffleNetV2(), MobileNetV2()], ids=str)
+def test_programs_for_any_number_of_threads_have_the_same_weights(net):
+    """A model has them once, for its program for all threads and for that of one alone."""
+    params = {name: value.astype(np.float32) for name, value in parameters(parameter_shapes(net)).items()}
+    one, two, eight = (encode(Plan(net, params, 224, 224, machine(), threads)).weights for threads in (1, 2, 8))
+    np.testing.assert_array_equal(one, two)
+    np.testing.assert_array_equal(one, eight)
+
+
+def test_threads_copy_rows_of_one_another_only_where_a_window_is_read():
+    net = MobileNetV2()
+    params = {name: value.astype(np.float32) for name, value in parameters(parameter_shapes(net)).items()}
+    plan = Plan(net, params, 224, 224, machine(), 2)
+    copied = {step.name for step, row in zip(plan.steps, encode(plan).steps, strict=True) if row[at.SEAMS] > row[at.LAST]}
+    pairs = {"features.0.0", *(f"features.{unit}.conv.0.0" for unit in (2, 3, 4))}  # the window is the step behind
+    assert copied == pairs | {f"features.{unit}.conv.1.0" for unit in range(5, 18)}

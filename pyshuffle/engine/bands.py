@@ -39,7 +39,7 @@ def paired(steps: list[Step], machine: Machine, threads: int) -> list[Step]:
 
     The bands of the map: for the rows from r to before r + band of the depthwise step, whose stride is s, of the rows from s r - 1 to
     before s (r + band - 1) + 2. What the next band needs of them is moved, not computed again. The weights of the convolution are
-    read anew for each band, so they have to be small.
+    read anew for each band, so they have to be small; and it adds no shortcut, of which other threads' rows would be needed.
     """
     steps = list(steps)
     for number, (conv, window) in enumerate(pairwise(steps)):
@@ -47,7 +47,7 @@ def paired(steps: list[Step], machine: Machine, threads: int) -> list[Step]:
         row = width * conv.what.channels * FLOAT
         large = height * row >= LARGE and holds_tile(conv, machine)
         light = conv.what.weight.size * FLOAT <= LIGHT
-        alone = window.reads == [between] and between.needed == window.target.made
+        alone = window.reads == [between] and between.needed == window.target.made and not conv.what.residual
         if (conv.kind, window.kind) == (DENSE, WINDOW) and large and light and alone and by_rows(window, machine, threads):
             stride = window.what.stride
             band = max(2, NEARBY // (stride * row))

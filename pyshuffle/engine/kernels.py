@@ -4,7 +4,7 @@ All of a call happens in compiled code that does not hold the interpreter: one t
 one needs what another computed. Every number is computed whole by one thread (at the edge of its rows of a band by two, each for
 itself), and in an order that does not depend on which one that is or on how many there are: so results are the same bits for any
 number of threads, and for any batch. Images of a batch are shared out whole while there are enough of them; the rest are worked on
-together.
+together, by another program, in which most maps have places for a thread's share of the rows only.
 """
 
 import numpy as np
@@ -36,20 +36,47 @@ def share(step, units, begin, thread, threads):
 
 
 @kernel
+def left_out(height, above, thread, threads):
+    """The rows of a map for which a thread's own arena has no place: those higher above its own than it may need them."""
+    return max(height * thread // threads - above, 0)
+
+
+@kernel
+def first_row(height, row, above, arenas, thread, threads):
+    """The address from which on a map of so many rows lies in the first arena, or would lie in a thread's own if all had room."""
+    if above < 0:
+        return np.int64(arenas[0].ctypes.data)
+    return np.int64(arenas[thread].ctypes.data) - left_out(height, above, thread, threads) * row
+
+
+@kernel
+def written_to(step, arenas, thread, threads):
+    """That address of the map that a step writes."""
+    height = step[at.PIXELS] // step[at.WIDTH]
+    return first_row(height, step[at.TARGET_ROW], step[at.TARGET_ABOVE], arenas, thread, threads)
+
+
+@kernel
+def read_from(step, piece, arenas, thread, threads):
+    """That address of the map that a piece of a step reads."""
+    return first_row(step[at.SOURCE_HEIGHT], piece[at.SOURCE_ROW], piece[at.SOURCE_ABOVE], arenas, thread, threads)
+
+
+@kernel
 def bounds(step):
     """Between which a step's results are kept."""
     return np.int32(step[at.LOW]).view(np.float32), np.int32(step[at.HIGH]).view(np.float32)
 
 
 @kernel
-def run_dense(step, piece, tables, weights, arena, source, target, first, last):
-    """Pixels first to last of a panel. Source and target are the arena, or where it would begin for a band to lie right."""
+def run_dense(step, piece, tables, weights, source, target, residual, first, last):
+    """Pixels first to last of a panel. Source, target and residual are arenas, or where one would begin for a band to lie right."""
     arguments = (
         first, last,
         source + piece[at.SOURCE], tables + piece[at.SOURCE_PIXELS], tables + piece[at.OFFSETS], piece[at.COUNT],
         weights + piece[at.WEIGHTS], weights + piece[at.BIAS],
         target + step[at.TARGET], tables + piece[at.TARGET_PIXELS], tables + piece[at.COLUMNS],
-        piece[at.RESIDUAL] + arena if piece[at.RESIDUAL] >= 0 else 0, tables + piece[at.RESIDUAL_PIXELS],
+        piece[at.RESIDUAL] + residual if piece[at.RESIDUAL] >= 0 else 0, tables + piece[at.RESIDUAL_PIXELS],
         tables + piece[at.RESIDUAL_COLUMNS], *bounds(step),
     )  # fmt: skip
     dense_tile(2 * piece[at.HALVES] + (piece[at.TALL] == 1), arguments)
@@ -81,11 +108,11 @@ def run_maximum(step, piece, source, target, row, height):
 
 
 @kernel
-def run_mean(piece, arena, target):
+def run_mean(piece, height, source, target):
     """The mean of one vector of channels."""
-    height, width = piece[at.SOURCE_HEIGHT], piece[at.SOURCE_WIDTH]
+    width = piece[at.SOURCE_WIDTH]
     share = np.float32(1) / np.float32(height * width)
-    average_tile((arena + piece[at.SOURCE], piece[at.SOURCE_ROW], piece[at.SOURCE_PIXEL], height, width, share, target))
+    average_tile((source + piece[at.SOURCE], piece[at.SOURCE_ROW], piece[at.SOURCE_PIXEL], height, width, share, target))
 
 
 @kernel
@@ -99,69 +126,92 @@ def clear_line(line, pixel, whole):
 
 
 @kernel
-def clear_halo(step, arena, thread, threads):
-    """Zeros around the map that a step writes, if it has a halo."""
+def clear_halo(step, target, thread, threads):
+    """Zeros around a thread's rows of the map that a step writes, if it has a halo."""
     height = step[at.PIXELS] // step[at.WIDTH]
-    row, pixel = step[at.TARGET_ROW] // FLOAT, step[at.TARGET_PIXEL] // FLOAT
+    row, pixel = step[at.TARGET_ROW], step[at.TARGET_PIXEL]
+    first, last = height * thread // threads - (thread == 0), height * (thread + 1) // threads + (thread == threads - 1)
     for plane in range(step[at.HALO_PLANES]):
-        begin = (step[at.TARGET] + plane * step[at.PLANE]) // FLOAT - row - pixel
-        for i in range((height + 2) * thread // threads, (height + 2) * (thread + 1) // threads):
-            clear_line(arena[begin + i * row :][:row], pixel, i == 0 or i == height + 1)
+        begin = target + step[at.TARGET] + plane * step[at.PLANE] - pixel
+        for i in range(first, last):
+            clear_line(array(begin + i * row, ZERO, (row // FLOAT,)), pixel // FLOAT, i == -1 or i == height)
 
 
 @kernel
-def run_image(step, arena, image, begin, first, last):
-    """Copy rows of the image, as bits, to where row `begin` is the first, zeros around it; whether one value is not finite."""
+def reach(step, first, last):
+    """The rows of what a step reads that it needs for its rows first to last."""
+    stride, margin = step[at.STRIDE], step[at.MARGIN]
+    return max(stride * first - margin, 0), min(stride * (last - 1) + margin + 1, step[at.SOURCE_HEIGHT])
+
+
+@kernel
+def fetch(step, pieces, arenas, thread, threads, first, last):
+    """Copy what other threads have of the rows first to last that a step reads: each has its own rows in its own arena."""
+    height = step[at.SOURCE_HEIGHT]
+    for number in range(step[at.LAST], step[at.SEAMS]):
+        piece, row = pieces[number], pieces[number, at.SOURCE_ROW]
+        for other in range(threads):
+            for i in range(max(first, height * other // threads), min(last, height * (other + 1) // threads)):
+                if other != thread:
+                    begin = piece[at.SOURCE] + i * row
+                    here = array(begin + read_from(step, piece, arenas, thread, threads), ZERO, (row // FLOAT,))
+                    there = array(begin + read_from(step, piece, arenas, other, threads), ZERO, (row // FLOAT,))
+                    for k in range(len(here)):
+                        here[k] = there[k]
+
+
+@kernel
+def run_image(step, target, image, first, last):
+    """Copy rows of the image, as bits, zeros around it; whether one value is not finite."""
     pixel, row_length, width = step[at.TARGET_PIXEL] // FLOAT, step[at.TARGET_ROW] // FLOAT, step[at.WIDTH]
-    largest = np.int32(0)
+    largest, begin = np.int32(0), target + step[at.TARGET] - step[at.TARGET_PIXEL]
     for row in range(first, last):
-        place = step[at.TARGET] // FLOAT - pixel + (row - begin) * row_length
-        target = arena[place : place + row_length]
+        line = array(begin + row * step[at.TARGET_ROW], np.int32(0), (row_length,))
         if row < 0 or row * width * 3 >= len(image):
-            target[:] = 0
+            line[:] = 0
             continue
         source = image[row * width * 3 : (row + 1) * width * 3]
-        target[:pixel] = 0
-        target[row_length - pixel :] = 0
+        line[:pixel] = 0
+        line[row_length - pixel :] = 0
         if pixel == 3:
-            inner = target[3 : row_length - 3]
+            inner = line[3 : row_length - 3]
             for k in range(len(source)):
                 inner[k] = source[k]
         else:  # it lies in a wider map
             for k in range(len(source)):
-                target[pixel + k // 3 * pixel + k % 3] = source[k]
+                line[pixel + k // 3 * pixel + k % 3] = source[k]
         for k in range(len(source)):
             largest = max(largest, source[k] & MAGNITUDE)
     return largest >= INFINITY
 
 
 @kernel
-def run_stem(steps, pieces, tables, weights, arena, own, image, thread, threads):
+def run_stem(steps, pieces, tables, weights, arenas, image, thread, threads):
     """Image, first convolution and max-pool, in bands of rows whose maps are the thread's own; whether the image has a fault."""
     copy, conv, pool, band = steps[0], steps[1], steps[2], steps[0, at.BAND]
     rows, height, width = pool[at.PIXELS] // pool[at.WIDTH], conv[at.PIXELS] // conv[at.WIDTH], conv[at.WIDTH]
     last = rows * (thread + 1) // threads
-    fault, mine = False, own.ctypes.data
-    clear_halo(pool, arena, thread, threads)
+    fault, mine, target = False, np.int64(arenas[thread].ctypes.data), written_to(pool, arenas, thread, threads)
+    clear_halo(pool, target, thread, threads)
     for begin in range(rows * thread // threads, last, band):
         end = min(begin + band, last)
-        fault |= run_image(copy, own.view(np.int32), image, 4 * begin - 2, 4 * begin - 3, 4 * end)
         shown, shifted = mine - (4 * begin - 2) * copy[at.TARGET_ROW], mine - (2 * begin - 1) * conv[at.TARGET_ROW]
+        fault |= run_image(copy, shown, image, 4 * begin - 3, 4 * end)
         first, until = max(2 * begin - 1, 0) * width, min(2 * end, height) * width
         for number in range(conv[at.FIRST], conv[at.LAST]):
-            run_dense(conv, pieces[number], tables.ctypes.data, weights, mine, shown, shifted, first, until)
+            run_dense(conv, pieces[number], tables.ctypes.data, weights, shown, shifted, mine, first, until)
         for number in range(pool[at.FIRST], pool[at.LAST]):
             for row in range(begin, end):
-                run_maximum(pool, pieces[number], shifted, arena.ctypes.data, row, height)
+                run_maximum(pool, pieces[number], shifted, target, row, height)
     return fault
 
 
 @kernel
-def run_step(step, pieces, tables, weights, arena, logits, thread, threads):
+def run_step(step, pieces, tables, weights, arenas, logits, thread, threads):
     """A thread's share of a step."""
-    kind = step[at.KIND]
-    memory = arena.ctypes.data
-    clear_halo(step, arena, thread, threads)
+    kind, rows, target = step[at.KIND], step[at.PIXELS] // step[at.WIDTH], written_to(step, arenas, thread, threads)
+    fetch(step, pieces, arenas, thread, threads, *reach(step, rows * thread // threads, rows * (thread + 1) // threads))
+    clear_halo(step, target, thread, threads)
     for chunk in range(step[at.CHUNKS]):
         begin = SOLE
         for number in range(step[at.FIRST], step[at.LAST]):
@@ -172,50 +222,54 @@ def run_step(step, pieces, tables, weights, arena, logits, thread, threads):
             first, last = first + units * chunk // step[at.CHUNKS], first + units * (chunk + 1) // step[at.CHUNKS]
             if first >= last:
                 continue
+            source = read_from(step, piece, arenas, thread, threads)
             if kind == DENSE:
                 unit = piece[at.UNIT]
                 end = min(last * unit, step[at.PIXELS])
-                run_dense(step, piece, tables.ctypes.data, weights, memory, memory, memory, first * unit, end)
+                residual = first_row(rows, piece[at.RESIDUAL_ROW], piece[at.RESIDUAL_ABOVE], arenas, thread, threads)
+                run_dense(step, piece, tables.ctypes.data, weights, source, target, residual, first * unit, end)
             elif kind == WINDOW:
-                run_window(step, piece, weights, memory, memory, first, last)
+                run_window(step, piece, weights, source, target, first, last)
             elif kind == MAXIMUM:
                 for row in range(first, last):
-                    run_maximum(step, piece, memory, memory, row, piece[at.SOURCE_HEIGHT])
+                    run_maximum(step, piece, source, target, row, step[at.SOURCE_HEIGHT])
             elif kind == MEAN:
-                run_mean(piece, memory, memory + step[at.TARGET] + piece[at.COLUMN])
+                run_mean(piece, step[at.SOURCE_HEIGHT], source, target + step[at.TARGET] + piece[at.COLUMN])
             elif kind == OUTPUT:
                 places = tables[piece[at.OFFSETS] // 4 :][: len(logits)]
                 for k in range(len(logits)):
-                    logits[k] = arena[places[k] // FLOAT]
+                    logits[k] = arenas[0, places[k] // FLOAT]
 
 
 @kernel
-def run_pair(conv, window, pieces, tables, weights, arena, own, thread, threads):
+def run_pair(conv, window, pieces, tables, weights, arenas, thread, threads):
     """A convolution and the depthwise step behind it, in bands of rows; the map between them is the thread's own."""
-    memory, mine = np.int64(arena.ctypes.data), np.int64(own.ctypes.data)
+    mine, target = np.int64(arenas[thread].ctypes.data), written_to(window, arenas, thread, threads)
+    source = read_from(conv, pieces[conv[at.FIRST]], arenas, thread, threads)
     height, width, stride, band = conv[at.PIXELS] // conv[at.WIDTH], conv[at.WIDTH], window[at.STRIDE], conv[at.BAND]
     row, pixel = conv[at.TARGET_ROW], conv[at.TARGET_PIXEL] // FLOAT
     length = stride * (band - 1) + 3
     lines = array(mine + conv[at.TARGET] - row - conv[at.TARGET_PIXEL], ZERO, (length, row // FLOAT))  # with those of the halo
-    clear_halo(window, arena, thread, threads)
+    rows, done = window[at.PIXELS] // window[at.WIDTH], SOLE
+    own, last = rows * thread // threads, rows * (thread + 1) // threads
+    fetch(conv, pieces, arenas, thread, threads, *reach(conv, *reach(window, own, last)))
+    clear_halo(window, target, thread, threads)
     for i in range(length):
         clear_line(lines[i], pixel, False)
-    rows, done = window[at.PIXELS] // window[at.WIDTH], SOLE
-    last = rows * (thread + 1) // threads
-    for begin in range(rows * thread // threads, last, band):
+    for begin in range(own, last, band):
         end = min(begin + band, last)
         before = stride * begin - 1  # the row of the map that is the band's first
         shifted = mine - stride * begin * row
         first, until = max(before, done), min(stride * (end - 1) + 2, height)
         for number in range(conv[at.FIRST], conv[at.LAST] if first < until else SOLE):
-            run_dense(conv, pieces[number], tables.ctypes.data, weights, memory, memory, shifted, first * width, until * width)
+            run_dense(conv, pieces[number], tables.ctypes.data, weights, source, shifted, mine, first * width, until * width)
         done = until
         if begin == 0:
             clear_line(lines[0], pixel, True)
         if stride * (end - 1) + 2 > height:
             clear_line(lines[height - before], pixel, True)
         for number in range(window[at.FIRST], window[at.LAST]):
-            run_window(window, pieces[number], weights, shifted, memory, begin, end)
+            run_window(window, pieces[number], weights, shifted, target, begin, end)
         for i in range(3 - stride):  # the next band needs them as well
             line, moved = lines[i], lines[stride * (end - begin) + i]
             for k in range(len(line)):
@@ -223,44 +277,50 @@ def run_pair(conv, window, pieces, tables, weights, arena, own, thread, threads)
 
 
 @kernel
-def run_begin(steps, pieces, tables, weights, arena, own, image, thread, threads):
+def run_begin(steps, pieces, tables, weights, arenas, image, thread, threads):
     """A thread's share of the steps that read the image; whether it has a fault."""
-    if steps[0, at.KIND] == STEM:
-        return run_stem(steps, pieces, tables, weights, arena, own, image, thread, threads)
-    rows = steps[0, at.PIXELS] // steps[0, at.WIDTH]
+    step = steps[0]
+    if step[at.KIND] == STEM:
+        return run_stem(steps, pieces, tables, weights, arenas, image, thread, threads)
+    rows = step[at.PIXELS] // step[at.WIDTH]
     first, last = rows * thread // threads, rows * (thread + 1) // threads  # as every step shares them out
-    return run_image(steps[0], arena.view(np.int32), image, SOLE, first - (thread == 0), last + (thread == threads - 1))
+    target = written_to(step, arenas, thread, threads)
+    return run_image(step, target, image, first - (thread == 0), last + (thread == threads - 1))
+
+
+@kernel
+def run_program(words, number, n, arenas, thread, threads):
+    """A thread's share of the n-th image, by one of the two programs: for a thread alone, or for all together."""
+    at_program = number * team.PROGRAM
+    steps = array(words[at_program + team.STEPS], SOLE, (words[at_program + team.STEP_COUNT], at.STEP))
+    pieces = array(words[at_program + team.PIECES], SOLE, (words[at_program + team.PIECE_COUNT], at.PIECE))
+    tables = array(words[at_program + team.TABLES], np.uint32(0), (words[at_program + team.TABLE_SIZE],))
+    weights = words[team.WEIGHTS]
+    image = array(words[team.IMAGES], np.int32(0), (words[team.BATCH], steps[0, at.PIXELS] * 3))[n]  # its bits
+    logits = array(words[team.LOGITS], ZERO, (words[team.BATCH], pieces[-1, at.COUNT]))[n]
+    meet(words, threads)
+    if words[team.FROM] == 0 and run_begin(steps, pieces, tables, weights, arenas, image, thread, threads):
+        exchange(words, team.FAULT, 1)
+    s = max(steps[0, at.SPAN], words[team.FROM])
+    while s < words[team.UNTIL]:
+        if steps[s, at.MEET]:
+            meet(words, threads)
+        if steps[s, at.SPAN] == 1:
+            run_step(steps[s], pieces, tables, weights, arenas, logits, thread, threads)
+        else:
+            run_pair(steps[s], steps[s + 1], pieces, tables, weights, arenas, thread, threads)
+        s += steps[s, at.SPAN]
 
 
 @kernel
 def run(words, thread):
     """A thread's share of a call."""
-    threads, count = words[team.THREADS], words[team.BATCH]
-    steps = array(words[team.STEPS], SOLE, (words[team.STEP_COUNT], at.STEP))
-    pieces = array(words[team.PIECES], SOLE, (words[team.PIECE_COUNT], at.PIECE))
-    tables = array(words[team.TABLES], np.uint32(0), (words[team.TABLE_SIZE],))
-    weights, size = words[team.WEIGHTS], words[team.ARENA] // FLOAT
-    arenas = array(words[team.ARENAS], ZERO, (threads, size))
-    images = array(words[team.IMAGES], np.int32(0), (count, steps[0, at.PIXELS] * 3))  # their bits
-    logits = array(words[team.LOGITS], ZERO, (count, pieces[-1, at.COUNT]))
-    rounds = count // threads  # in which there is an image for each thread; then all threads work on one
-    for turn in range(rounds + count % threads):
-        alone = turn < rounds
-        n = turn * threads + thread if alone else turn + rounds * (threads - 1)
-        arena, part, parts = (arenas[thread], SOLE, ONE) if alone else (arenas[0], thread, threads)
-        if not alone:
-            meet(words, threads)
-        if words[team.FROM] == 0 and run_begin(steps, pieces, tables, weights, arena, arenas[thread], images[n], part, parts):
-            exchange(words, team.FAULT, 1)
-        s = max(steps[0, at.SPAN], words[team.FROM])
-        while s < words[team.UNTIL]:
-            if steps[s, at.MEET] and not alone:
-                meet(words, threads)
-            if steps[s, at.SPAN] == 1:
-                run_step(steps[s], pieces, tables, weights, arena, logits[n], part, parts)
-            else:
-                run_pair(steps[s], steps[s + 1], pieces, tables, weights, arena, arenas[thread], part, parts)
-            s += steps[s, at.SPAN]
+    threads, rounds = words[team.THREADS], words[team.ROUNDS]
+    arenas = array(words[team.ARENAS], ZERO, (threads, words[team.ARENA] // FLOAT))
+    for turn in range(rounds):
+        run_program(words, SOLE, turn * threads + thread, arenas[thread : thread + 1], SOLE, ONE)
+    for n in range(rounds * threads, words[team.BATCH]):
+        run_program(words, ONE, n, arenas, thread, threads)
     meet(words, threads)
 
 

@@ -1,5 +1,8 @@
 """Where everything lies: columns for channels, a layout for maps that are read together, a place in the arena for each buffer.
 
+Each thread has an arena. Of the maps whose rows threads share out, each has its own rows in its own, at the same place, and copies
+those of its neighbours that a 3x3 reads; all others lie in the first thread's, for all.
+
 A buffer holds a map as (planes, H, W, columns), with a border of zeros (a halo) around it where a 3x3 reads it. Most have one plane.
 Buffers that one convolution reads through one table share a layout, so that a channel's offset is the same for every pixel; were each
 of them as wide as the widest, most of the memory that is fetched with a pixel would be unused, so the wide ones have several planes.
@@ -31,6 +34,7 @@ class Layout:
     def __init__(self, height: int, width: int, halo: bool) -> None:
         self.height, self.width = height, width
         self.halo = int(halo)  # pixels of zeros on each side
+        self.above: int | None = None  # where each thread has its own rows: so many above these; else all lies in one arena
         self.columns = 0  # of a plane; 0 as long as the widest buffer may still get wider
         self.buffers: list[Buffer] = []
 
@@ -198,6 +202,49 @@ def by_rows(step: Step, machine: Machine, threads: int) -> bool:
     return height >= ROWS_EACH * threads and height // threads * width >= max(machine.heights.values())
 
 
+def divide(steps: list[Step], machine: Machine, threads: int) -> None:
+    """Give the threads arenas of their own for the maps whose rows all who touch them share out.
+
+    Memory that two threads write, if only by turns, for one map and then for another, moves from core to core each time: so it took
+    a fifth longer where two cores have no cache in common, and still 2% where they have.
+    """
+    touching: dict[Layout, list[Step]] = {}
+    for together in spans(steps):
+        for buffer in [*together[0].reads, together[-1].target]:
+            touching.setdefault(buffer.layout, []).append(together[-1])
+    for layout, those in touching.items():
+        if threads > 1 and all(by_rows(step, machine, threads) for step in those):
+            own = [share(layout.height, thread, threads) for thread in range(threads)]
+            needed = [needs(layout, steps, thread, threads) for thread in range(threads)]
+            layout.above = max(begin - first for (begin, _), (first, _) in zip(own, needed, strict=True))
+            layout.height = max(last - max(begin - layout.above, 0) for (begin, _), (_, last) in zip(own, needed, strict=True))
+
+
+def needs(layout: Layout, steps: list[Step], thread: int, threads: int) -> tuple[int, int]:
+    """The rows of a map that a thread writes or reads, first and last."""
+    first, last = share(layout.height, thread, threads)
+    for together in spans(steps):
+        if together[0].source and layout in [buffer.layout for buffer in together[0].source.buffers]:
+            begin, end = share(together[-1].size[0], thread, threads)
+            for step in reversed(together):
+                begin, end = step.reach(begin, end)
+            first, last = min(first, begin), max(last, end)
+    return first, last
+
+
+def share(rows: int, thread: int, threads: int) -> tuple[int, int]:
+    """The rows of a thread."""
+    return rows * thread // threads, rows * (thread + 1) // threads
+
+
+def spans(steps: list[Step]) -> Iterator[list[Step]]:
+    """The steps, those together that are computed together."""
+    number = 0
+    while number < len(steps):
+        yield steps[number : number + steps[number].span]
+        number += steps[number].span
+
+
 def meetings(steps: list[Step], machine: Machine, threads: int) -> Iterator[int]:
     """The steps before which all threads meet: those that touch what another thread may be working on.
 
@@ -205,8 +252,7 @@ def meetings(steps: list[Step], machine: Machine, threads: int) -> Iterator[int]
     """
     touched: dict[Buffer, list[tuple[Step, bool]]] = {}  # since the last meeting; whether it was written
     number = 0
-    while threads > 1 and number < len(steps):
-        together = steps[number : number + steps[number].span]
+    for together in spans(steps) if threads > 1 else ():
         step = together[-1]
         reads = [buffer.root for part in together for buffer in part.reads]
         at_risk: list[tuple[Step, bool]] = [

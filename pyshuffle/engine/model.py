@@ -6,6 +6,7 @@ import os
 import threading
 import weakref
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from ..nets import Net, check_size
 from ..types import Array, Params
 from .machine import machine
 from .plan import Plan
-from .program import encode
+from .program import Program, encode
 from .team import Team
 
 
@@ -27,13 +28,21 @@ class Model:
 
     def __init__(self, plan: Plan) -> None:
         self.plan, self.threads = plan, plan.threads
-        self.program = encode(plan)
+        self.program: Program = encode(plan)
+        self.alone: Program | None = None
+        self._lock = threading.Lock()
         self._begin()
 
     def _begin(self) -> None:
-        self._lock = threading.Lock()
-        self.team = Team(self.program, self.threads)
+        self.team = Team(self.program, self.threads, self.alone)
         self._end = weakref.finalize(self, self.team.close)
+
+    def _begin_alone(self) -> None:
+        """Make the program by which one of several threads computes an image alone, and the threads anew."""
+        # The weights are the same; but the caller may have changed the arrays that they came from.
+        self.alone = replace(encode(self.plan.alone()), weights=self.program.weights)
+        self._end()
+        self._begin()
 
     def __call__(self, x: Array) -> Array:
         height, width = self.plan.size
@@ -41,10 +50,13 @@ class Model:
         if x.dtype != np.float32 or x.ndim != 4 or x.shape[1:] != (height, width, 3) or not len(x):
             raise ShapeError(f"x is {x.dtype} of shape {x.shape}: the model was compiled for float32 (N, {height}, {width}, 3)")
         if os.getpid() != self.team.process:
+            self._lock = threading.Lock()
             self._begin()  # a forked child has the memory, but not the threads
         x = np.ascontiguousarray(x)
         logits = np.empty((len(x), self.plan.classes), np.float32)
         with self._lock:
+            if len(x) >= self.threads > 1 and not self.alone:
+                self._begin_alone()
             finite = self.team.run(x, logits)
         if not finite:
             raise ShapeError("x holds a value that is not finite")

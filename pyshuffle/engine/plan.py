@@ -21,7 +21,7 @@ from ..nets import Net
 from ..ops.check import EPS
 from ..types import Array, Params
 from .bands import opened, paired
-from .layout import Buffer, arrange, meetings, place
+from .layout import Buffer, arrange, divide, meetings, place, spans
 from .machine import Machine
 from .steps import DENSE, IMAGE, KINDS, MAXIMUM, MEAN, OUTPUT, WINDOW, Map, Pending, Step, multiply_adds
 
@@ -39,7 +39,7 @@ class Plan(Ops[Value]):
 
     def __init__(self, net: Net, params: Params, height: int, width: int, machine: Machine, threads: int = 1) -> None:
         check_params(net, params)
-        self.params, self.machine, self.threads, self.size = params, machine, threads, (height, width)
+        self.net, self.params, self.machine, self.threads, self.size = net, dict(params), machine, threads, (height, width)
         self.steps: list[Step] = []
         self.settled: dict[Pending, Map] = {}
         image = self.settle(Pending(IMAGE, "image", Map(height, width, ())))
@@ -48,10 +48,15 @@ class Plan(Ops[Value]):
         self.classes = len(logits.places)
         self.lay_out()
 
+    def alone(self) -> Plan:
+        """The same for one thread."""
+        return Plan(self.net, self.params, *self.size, self.machine)
+
     def lay_out(self) -> None:
         """Where everything lies."""
         self.steps = paired(opened(self.steps, self.machine), self.machine, self.threads)
         arrange(self.steps, self.machine)
+        divide(self.steps, self.machine, self.threads)
         self.meetings = set(meetings(self.steps, self.machine, self.threads))  # the steps before which all threads meet
         self.arena = place(self.steps, self.meetings, self.threads)  # bytes
 
@@ -142,10 +147,7 @@ class Plan(Ops[Value]):
 
     def spans(self) -> Iterator[list[Step]]:
         """The steps, those together that are computed together."""
-        number = 0
-        while number < len(self.steps):
-            yield self.steps[number : number + self.steps[number].span]
-            number += self.steps[number].span
+        return spans(self.steps)
 
     def __str__(self) -> str:
         return "\n".join(describe(self))

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from ..errors import ShapeError
 from ..types import Array
-from .layout import Vector, by_rows
+from .layout import Layout, Vector, by_rows
 from .machine import FLOAT, LINE, Machine
 from .plan import Plan
 from .steps import DENSE, MAXIMUM, MEAN, OUTPUT, WINDOW, Step
@@ -25,17 +25,18 @@ from .steps import DENSE, MAXIMUM, MEAN, OUTPUT, WINDOW, Step
 # Units are what threads share out: rows of pixels, BY_ROWS the same ones of every piece; else, of a small map, all pieces' tiles.
 # The columns of `Program.steps`: its pieces, all their units, ...; those from TARGET on describe the buffer written, of which that is
 # the first pixel; HALO_PLANES are those that have a halo. LOW, HIGH: the bits of the floats between which results are kept. SPAN,
-# BAND: so many steps from here on are computed together, so many rows at a time. MEET: all threads meet before it.
+# BAND: so many steps from here on are computed together, so many rows at a time. SEAMS: behind its pieces, up to that one, follow the
+# maps of which it may need rows that other threads have. MEET: all threads meet before it. ABOVE is that of a map's layout, or -1.
 (KIND, FIRST, LAST, BY_ROWS, TOTAL, CHUNKS, PIXELS, WIDTH, STRIDE, LOW, HIGH) = range(11)
-(TARGET, TARGET_ROW, TARGET_PIXEL, HALO_PLANES, PLANE, SPAN, BAND, MEET) = range(11, 19)
-STEP = 19
+(TARGET, TARGET_ROW, TARGET_PIXEL, HALO_PLANES, PLANE, SPAN, BAND) = range(11, 18)
+(SEAMS, SOURCE_HEIGHT, MARGIN, TARGET_ABOVE, MEET) = range(18, 23)
+STEP = 23
 # The columns of `Program.pieces`: those that every kind has, those of a dense step, those of the others.
-(UNITS, SOURCE, WEIGHTS, BIAS) = range(4)
-(UNIT, HALVES, TALL, COUNT, SOURCE_PIXELS, OFFSETS, TARGET_PIXELS, COLUMNS, RESIDUAL, RESIDUAL_PIXELS, RESIDUAL_COLUMNS) = range(
-    4, 15
-)
-PIECE = 15
-(SOURCE_ROW, SOURCE_PIXEL, SOURCE_HEIGHT, SOURCE_WIDTH, COLUMN) = range(4, 9)
+(UNITS, SOURCE, SOURCE_ROW, SOURCE_ABOVE, WEIGHTS, BIAS) = range(6)
+(UNIT, HALVES, TALL, COUNT, SOURCE_PIXELS, OFFSETS, TARGET_PIXELS, COLUMNS) = range(6, 14)
+(RESIDUAL, RESIDUAL_ROW, RESIDUAL_ABOVE, RESIDUAL_PIXELS, RESIDUAL_COLUMNS) = range(14, 19)
+PIECE = 19
+(SOURCE_PIXEL, SOURCE_WIDTH, COLUMN) = range(6, 9)
 NEAR = 24 * 1024  # bytes: most of the nearest cache, which has 32 KiB or more
 FAR = 512 * 1024  # bytes: more than stays in the second cache while other things pass through it
 SLACK = 8192  # bytes behind arena and weights: vectors are read, and lines fetched, a little beyond the end
@@ -94,13 +95,15 @@ class Encoder:
         if encode:
             self.pieces += encode(step)
         pieces = self.pieces[first:]
+        last = len(self.pieces)
+        self.pieces += self.seams(step)
         what, target = step.what, step.target
         layout = target.layout
         bounds = np.array([0 if what.relu else -np.inf, what.limit], np.float32).view(np.int32)
-        return [step.kind, first, len(self.pieces), by_rows(step, self.machine, self.threads), sum(piece[UNITS] for piece in pieces),
+        return [step.kind, first, last, by_rows(step, self.machine, self.threads), sum(piece[UNITS] for piece in pieces),
                 self.chunks(step, pieces), step.size[0] * step.size[1], step.size[1], what.stride, *bounds,
                 target.offset + layout.at(0, 0), layout.row, layout.pixel, layout.halo * target.planes, layout.plane,
-                step.span, step.band]  # fmt: skip
+                step.span, step.band, len(self.pieces), what.source.height, what.kernel // 2, above(layout)]  # fmt: skip
 
     def dense(self, step: Step) -> Iterator[dict[int, int]]:
         what, source, target = step.what, step.source, step.target.layout
@@ -128,6 +131,8 @@ class Encoder:
                     UNITS: height if rows else -(-height * width // tall),
                     UNIT: width if rows else tall,
                     SOURCE: base + here.at(-margin, -margin),
+                    SOURCE_ROW: here.row,
+                    SOURCE_ABOVE: above(here),
                     HALVES: 2 * len(panel) - panel[-1].half,
                     TALL: tall,
                     COUNT: taps * inputs,
@@ -142,10 +147,20 @@ class Encoder:
                 if residual:
                     shortcut, low = residual.buffers[0].layout, min(buffer.offset for buffer in residual.buffers)
                     starts = [residual.places[vector.channels[0]] for vector in panel]
-                    piece[RESIDUAL] = low
+                    piece[RESIDUAL], piece[RESIDUAL_ROW], piece[RESIDUAL_ABOVE] = low, shortcut.row, above(shortcut)
                     piece[RESIDUAL_PIXELS] = self.table(shortcut.at(i, j))
                     piece[RESIDUAL_COLUMNS] = self.table([buffer.address(channel) - low for buffer, channel in starts])
                 yield piece
+
+    def seams(self, step: Step) -> Iterator[dict[int, int]]:
+        """The rows that a step reads of those that another thread may have written."""
+        if (step.what.kernel, step.what.stride, step.span) == (1, 1, 1):
+            return
+        for buffer in step.source.buffers:
+            layout = buffer.layout
+            for plane in range(buffer.planes if layout.above is not None else 0):
+                begin = buffer.offset + plane * layout.plane + layout.at(0, -layout.halo)
+                yield {SOURCE: begin, SOURCE_ROW: layout.row, SOURCE_ABOVE: above(layout)}
 
     def spread(self, values: Array, panel: list[Vector]) -> Array:
         """The channels (..., O) of a panel's vectors, side by side, zeros where a vector has fewer than its lanes."""
@@ -172,8 +187,8 @@ class Encoder:
                 UNITS: step.size[0],
                 SOURCE: buffer.address(channel) + layout.at(0, 0),
                 SOURCE_ROW: layout.row,
+                SOURCE_ABOVE: above(layout),
                 SOURCE_PIXEL: layout.pixel,
-                SOURCE_HEIGHT: layout.height,
                 SOURCE_WIDTH: layout.width,
                 COLUMN: step.target.layout.column(vector.column),
             }
@@ -205,6 +220,11 @@ class Encoder:
         channels = len(step.source.places) + step.what.channels * (2 if step.what.residual else 1)
         rows = -(-max(self.machine.heights.values()) // width)
         return max(1, min(height * width * channels * FLOAT // NEAR, height // self.threads // rows))
+
+
+def above(layout: Layout) -> int:
+    """The rows above its own that a thread has in its own arena, or -1."""
+    return -1 if layout.above is None else layout.above
 
 
 def panels(vectors: list[Vector], most: int) -> Iterator[list[Vector]]:

@@ -95,6 +95,11 @@ class Step(NamedTuple):
         """Whether it sees each channel alone."""
         return self.kind in (WINDOW, MAXIMUM, MEAN)
 
+    def reach(self, first: int, last: int) -> tuple[int, int]:
+        """The rows of what it reads that it needs for its rows from the first to before the last."""
+        stride, margin = self.what.stride, self.what.kernel // 2
+        return max(stride * first - margin, 0), min(stride * (last - 1) + margin + 1, self.source.height)
+
     @property
     def pixelwise(self) -> bool:
         """Whether it sees each pixel alone."""

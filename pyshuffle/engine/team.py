@@ -16,33 +16,36 @@ WORD = 8  # numbers in a line
 (
     ARRIVED, ROUND,  # of the barrier: threads that are there, meetings so far
     CALL, CLOSED,  # how many calls have begun, whether there will be no more
-    IMAGES, LOGITS, BATCH, FROM, UNTIL, FAULT,  # the call: addresses, images, the steps that are run, whether an image has a fault
-    STEPS, STEP_COUNT, PIECES, PIECE_COUNT, TABLES, TABLE_SIZE, WEIGHTS, ARENAS, ARENA,  # the program: addresses and sizes
+    IMAGES, LOGITS, BATCH, ROUNDS,  # the call: addresses, images, and how many of them each thread computes alone
+    FROM, UNTIL, FAULT,  # the steps that are run, whether an image has a fault
+    WEIGHTS, ARENAS, ARENA,  # addresses, and the size of an arena
+    STEPS, STEP_COUNT, PIECES, PIECE_COUNT, TABLES, TABLE_SIZE,  # addresses and sizes of the program for a thread alone,
+    _, _, _, _, _, _,  # and of that for all
     THREADS, TAKE_LOCK, OPEN_LOCK, LET_RUN,  # addresses of C functions
     WORKERS,  # from here on two lines a worker: whether it sleeps, and its lock
-) = range(0, 24 * WORD, WORD)  # fmt: skip
+) = range(0, 31 * WORD, WORD)  # fmt: skip
+PROGRAM = 6 * WORD
 ASLEEP, LOCK, WORKER = 0, WORD, 2 * WORD
 
 
 class Team:
     """What a model needs to run in one process: `team.run(images, logits)`, and `team.close()` in the end."""
 
-    def __init__(self, program: Program, threads: int) -> None:
-        self.process, self.program = os.getpid(), program
+    def __init__(self, together: Program, threads: int, alone: Program | None = None) -> None:
+        """`alone`, a program for one thread with the same weights: with it, images are shared out whole while there are enough."""
+        self.process, self.threads, self.programs = os.getpid(), threads, (alone or together, together)
+        self.splits = alone is not None or threads == 1
         self.function = load()
-        self.arenas = aligned(threads * program.arena)
+        arena = max(program.arena for program in self.programs)
+        self.arenas = aligned(threads * arena)
         self.locks = [_locked() for _ in range(threads - 1)]
         self.words = words = np.zeros(WORKERS + threads * WORKER, np.int64)
-        for name, array in (
-            (STEPS, program.steps),
-            (PIECES, program.pieces),
-            (TABLES, program.tables),
-            (WEIGHTS, program.weights),
-        ):
-            words[name] = array.ctypes.data
-        words[ARENAS], words[ARENA] = self.arenas.ctypes.data, program.arena
-        words[STEP_COUNT], words[PIECE_COUNT], words[TABLE_SIZE] = len(program.steps), len(program.pieces), program.tables.size
-        words[UNTIL], words[THREADS] = len(program.steps), threads
+        for begin, program in zip((0, PROGRAM), self.programs, strict=True):
+            arrays = program.steps, program.pieces, program.tables
+            words[[begin + STEPS, begin + PIECES, begin + TABLES]] = [array.ctypes.data for array in arrays]
+            words[[begin + STEP_COUNT, begin + PIECE_COUNT, begin + TABLE_SIZE]] = [len(array) for array in arrays]
+        words[WEIGHTS], words[ARENAS], words[ARENA] = together.weights.ctypes.data, self.arenas.ctypes.data, arena
+        words[UNTIL], words[THREADS] = len(together.steps), threads
         words[TAKE_LOCK], words[OPEN_LOCK], words[LET_RUN] = _functions()
         words[WORKERS + LOCK :: WORKER][: threads - 1] = self.locks
         self.workers = [
@@ -55,6 +58,7 @@ class Team:
         """One call; whether all images are finite. The arrays are contiguous and fit the program; one caller at a time."""
         words = self.words
         words[IMAGES], words[LOGITS], words[BATCH], words[FAULT] = images.ctypes.data, logits.ctypes.data, len(images), 0
+        words[ROUNDS] = len(images) // self.threads if self.splits else 0
         self.function(words.ctypes.data, -1)
         return not words[FAULT]
 
