@@ -275,23 +275,27 @@ def sweep(args: argparse.Namespace) -> list[dict[str, Any]]:
 def guideline(args: argparse.Namespace) -> list[dict[str, Any]]:
     """One of the four experiments of V2's section 2, on one thread of this processor."""
     experiment = GUIDELINES[args.guideline]
-    stacks = [[line.stack(scale) for scale in range(3)] for line in experiment.lines]
-    images = np.random.default_rng(0).standard_normal((1, SIDE, SIDE, 3), dtype=np.float32)
-    models = [engine.compile(net, draw(net), images.shape, 1) for row in stacks for net in row]  # type: ignore[arg-type]
-    times = in_turn([partial(model, images) for model in models], args.rounds).reshape(args.rounds, len(stacks), 3)
+    stacks = experiment.stacks()
+    runs = []
+    for net in (net for row in stacks for net in row):
+        images = np.random.default_rng(0).standard_normal(net.shape, dtype=np.float32)
+        runs.append(partial(engine.compile(net, draw(net), images.shape, 1), images))  # type: ignore[arg-type]
+    times = in_turn(runs, args.rounds).reshape(args.rounds, len(stacks), 3)
     table = []
     for scale in range(3):
         for i, line in enumerate(experiment.lines):
             low, median, high = np.percentile(1 / times[:, i, scale], (25, 50, 75))
             access, macs = cost(stacks[i][scale])
             table.append(
-                {"scale": f"x{1 << scale}", "row": line.name, "channels": line.channels[scale], "memory_access": access, "macs": macs,
-                 "images_per_s": median, "quartiles": [low, high], "gpu": line.gpu[scale], "cpu": line.cpu[scale]}
+                {"scale": f"x{1 << scale}", "row": line.name, "channels": line.channels[scale], "height": stacks[i][scale].height,
+                 "memory_access": access, "macs": macs, "images_per_s": median, "quartiles": [low, high],
+                 "gpu": line.gpu[scale], "cpu": line.cpu[scale]}
             )  # fmt: skip
-    headings = ("", args.guideline, "channels", "M values", "MFLOPs", "images/s", "half of the turns", "paper: GPU", "CPU")
+    headings = ("", args.guideline, "channels", "map", "M values", "MFLOPs", "images/s", "half of the turns", "paper: GPU", "CPU")
     cells = [
-        (row["scale"], row["row"], row["channels"], f"{row['memory_access'] / 1e6:.2f}", f"{row['macs'] / 1e6:.1f}",
-         f"{row['images_per_s']:.1f}", "{:.1f} to {:.1f}".format(*row["quartiles"]), row["gpu"], row["cpu"])
+        (row["scale"], row["row"], row["channels"], f"{row['height']} x {SIDE}",
+         f"{row['memory_access'] / 1e6:.2f}", f"{row['macs'] / 1e6:.1f}", f"{row['images_per_s']:.1f}",
+         "{:.1f} to {:.1f}".format(*row["quartiles"]), row["gpu"], row["cpu"])
         for row in table
     ]  # fmt: skip
     print(tables.render(headings, cells, args.form, left=2))

@@ -1,14 +1,14 @@
 """Small networks that the papers compare: the units of V1's section 3.2, and the blocks of V2's four guidelines (section 2).
 
 Each is a function over operations like the whole networks, so that it can be counted, run and timed as they are. The blocks of a
-guideline have about the same FLOPs in every row of its table; what differs is what the guideline is about.
+guideline have the FLOPs of its first row in all others, to 1%; what differs is what the guideline is about.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-SIDE = 56  # pixels of the maps of every guideline
+SIDE = 56  # pixels of the maps of every guideline, each way
 BLOCKS = 10
 
 # Units --------------------------------------------------------------------------------------------------------------------------
@@ -67,10 +67,16 @@ UNITS = {
 
 @dataclass(frozen=True)
 class Stack:
-    """Ten blocks of one kind behind a first 1x1 convolution, for images of 56 x 56 pixels; the answer is the mean of each channel."""
+    """Ten blocks of one kind behind a first 1x1 convolution, for images of height x 56 pixels; the answer is each channel's mean."""
 
     block: Callable[..., Any]
     channels: int
+    height: int = SIDE
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Of an image."""
+        return 1, self.height, SIDE, 3
 
     def __call__(self, ops: Ops[T], x: T) -> T:
         x = ops.conv(x, "first", self.channels)
@@ -102,18 +108,24 @@ class Guideline(NamedTuple):
     fastest: int
     note: str = ""
 
-    @property
-    def macs(self) -> npt.NDArray[np.int64]:
-        """(lines, scales). Rows of one scale differ by a few percent, as channels are whole numbers."""
-        return np.array([[cost(line.stack(scale))[1] for scale in range(len(line.channels))] for line in self.lines])
+    def stacks(self) -> list[list[Stack]]:
+        """For each line the networks at all scales.
+
+        With the paper's channels, which are whole numbers, the FLOPs of two lines differ by as much as 6% on maps of one size. So a
+        line with fewer has maps of a few rows more, or less: as many as give it the FLOPs of the first.
+        """
+        stacks = [[line.stack(scale) for scale in range(len(line.channels))] for line in self.lines]
+        return [
+            [replace(net, height=round(SIDE * cost(first)[1] / cost(net)[1])) for first, net in zip(stacks[0], nets, strict=True)]
+            for nets in stacks
+        ]
 
     def verdict(self, name: str, times: npt.NDArray[np.float64]) -> str:
         """One sentence on times (turns, lines, scales): whether the row that ought to be the fastest was so, at which scales.
 
-        It is where each other row takes longer for a multiply-add in three turns of four.
+        It is where each other row takes longer in three turns of four.
         """
         first = self.lines[self.fastest].name
-        times = times / self.macs
         lower, median, upper = np.percentile(
             times[:, [self.fastest]] / times, (25, 50, 75), axis=0
         )  # speeds relative to that row
@@ -124,8 +136,8 @@ class Guideline(NamedTuple):
         speeds = ", ".join(f"{speed:.2f}" for speed in median[last])
         where = "at every scale" if len(held) == times.shape[2] else f"only at {', '.join(held)}" if held else "at no scale"
         return (
-            f"{name}, {self.says}, holds here {where}: {self.lines[last].name} runs at {speeds} of the speed of {first}, "
-            f"multiply-add for multiply-add (turns differ: the middle half of any such ratio spans {spread:.2f} at most).{self.note}"
+            f"{name}, {self.says}, holds here {where}: {self.lines[last].name} runs at {speeds} of the speed of {first} "
+            f"(turns differ: the middle half of any such ratio spans {spread:.2f} at most).{self.note}"
         )
 
 
@@ -230,7 +242,7 @@ GUIDELINES = {
 def cost(net: Stack) -> tuple[int, int]:
     """Values read and written, and multiply-adds, of all blocks."""
     ops = Cost()
-    net(ops, Map((1, SIDE, SIDE, 3)))
+    net(ops, Map(net.shape))
     rows = ops.rows[1:-1]  # without what comes before the blocks, and after
     return sum(row.read + row.written for row in rows) // FLOAT, sum(row.macs for row in rows)
 

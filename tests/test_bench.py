@@ -88,10 +88,11 @@ def test_a_guideline_is_a_table_and_a_sentence(bench, name, capsys, tmp_path):
     assert sentence.startswith(f"{name}, {GUIDELINES[name].says}, holds here ")
     rows = json.loads(file.read_text())["guideline"]
     for scale in range(3):
-        for line in GUIDELINES[name].lines:
+        for line, nets in zip(GUIDELINES[name].lines, GUIDELINES[name].stacks(), strict=True):
             (row,) = (row for row in rows if (row["row"], row["scale"]) == (line.name, f"x{1 << scale}"))
             assert (row["channels"], row["gpu"], row["cpu"]) == (line.channels[scale], line.gpu[scale], line.cpu[scale])
-            assert (row["memory_access"], row["macs"]) == experiments.cost(line.stack(scale))
+            assert (row["memory_access"], row["macs"]) == experiments.cost(nets[scale])
+            assert row["height"] == nets[scale].height
 
 
 def test_table_8_has_the_papers_columns(bench, capsys, tmp_path, monkeypatch):

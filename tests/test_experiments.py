@@ -21,10 +21,13 @@ def memory_access(h: int, w: int, c1: int, c2: int, groups: int = 1) -> int:
 
 @pytest.mark.parametrize("name", GUIDELINES)
 def test_rows_of_a_table_have_the_same_flops(name):
-    """Within a twentieth of their mean, as near as whole channels allow."""
-    for scale in range(3):
-        macs = [cost(line.stack(scale))[1] for line in GUIDELINES[name].lines]
-        assert max(abs(m / np.mean(macs) - 1) for m in macs) < 0.05
+    """To 1%, with the paper's channels, and maps that are a few rows higher where these give fewer."""
+    macs = np.array([[cost(net)[1] for net in nets] for nets in GUIDELINES[name].stacks()])
+    assert (macs.max(axis=0) / macs.min(axis=0)).max() < 1.015
+    assert all(net.height == SIDE for net in GUIDELINES[name].stacks()[0])
+    for line, nets in zip(GUIDELINES[name].lines, GUIDELINES[name].stacks(), strict=True):
+        assert tuple(net.channels for net in nets) == line.channels
+        assert all(abs(net.height - SIDE) <= 3 for net in nets)
 
 
 @given(h=st.integers(1, 30), w=st.integers(1, 30), c1=st.integers(1, 50), c2=st.integers(1, 50), g=st.integers(1, 4))
@@ -52,16 +55,16 @@ def test_memory_access_has_a_least_value_where_both_widths_are_equal(h, w, c1, c
 @pytest.mark.parametrize("name", ["G1", "G2", "G3"])
 def test_the_formula_gives_the_tables_memory_access(name):
     """Of its convolutions; in G3 sums are read and written besides."""
-    for line in GUIDELINES[name].lines:
-        net, ops = line.stack(0), Cost()
-        net(ops, Map((1, SIDE, SIDE, 3)))
+    for line, (net, *_) in zip(GUIDELINES[name].lines, GUIDELINES[name].stacks(), strict=True):
+        ops = Cost()
+        net(ops, Map(net.shape))
         total, groups = 0, int(line.name.split()[0]) if name == "G2" else 1
         for row in ops.rows[1:-1]:
             c2 = row.output.shape[3]
             if row.op == "conv":
-                total += memory_access(SIDE, SIDE, ops.shapes[f"{row.name}.weight"][2] * groups, c2, groups)
+                total += memory_access(net.height, SIDE, ops.shapes[f"{row.name}.weight"][2] * groups, c2, groups)
             else:
-                total += 3 * SIDE * SIDE * c2
+                total += 3 * net.height * SIDE * c2
         assert cost(net)[0] == total
 
 
@@ -77,15 +80,14 @@ def test_the_engine_runs_what_the_reference_does(name, line):
 
 
 def sentence(name: str, factors: list[list[float]], noise: float = 0.0) -> str:
-    """What a guideline says of times for a multiply-add that are these multiples of that of the row that ought to be the fastest."""
+    """What a guideline says of times that are these multiples of that of the row that ought to be the fastest."""
     turns = np.random.default_rng(0).uniform(1 - noise, 1 + noise, (40, len(factors), 3))
-    times = turns * np.array(factors) * GUIDELINES[name].macs
-    return GUIDELINES[name].verdict(name, times)
+    return GUIDELINES[name].verdict(name, turns * np.array(factors))
 
 
 def test_a_guideline_holds_where_each_other_row_is_slower():
     clear = [[1, 1, 1], [1.1, 1.2, 1.3], [2, 2, 2], [4, 3, 2.5]]
-    said = "holds here at every scale: 1:12 runs at 0.25, 0.33, 0.40 of the speed of 1:1, multiply-add for multiply-add "
+    said = "holds here at every scale: 1:12 runs at 0.25, 0.33, 0.40 of the speed of 1:1 (turns "
     assert said in sentence("G1", clear)
     clear[1][1] = 0.99
     assert "holds here only at x1, x4: " in sentence("G1", clear)
