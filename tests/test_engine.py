@@ -189,10 +189,14 @@ def test_a_model_keeps_the_parameters_that_it_was_compiled_with():
     params = {name: array.copy() for name, array in params_of(net).items()}
     model = engine.compile(net, params, x.shape, threads=2)
     expected = np.concatenate([model(image[None]) for image in x])
+    assert model.alone is None
     for array in params.values():
         array[...] = np.nan
     params.clear()
+    np.testing.assert_array_equal(model(x[:1]), expected[:1])
+    assert model.alone is None, "there was one image, and no need to make it"
     np.testing.assert_array_equal(model(x), expected)
+    assert model.alone is not None, "each of the two threads computes two of the images"
 
 
 def test_meetings_are_fewer_where_there_are_rows_to_share():

@@ -231,6 +231,11 @@ def pretend(monkeypatch: pytest.MonkeyPatch, triple: str, features: str) -> None
     monkeypatch.setattr(llvm, "get_host_cpu_features", Flags)
 
 
+def test_panels_are_whole_vectors_wide_but_where_half_of_one_may_cost_half():
+    widths = {name: list(target.machine.widths) for name, target in TARGETS.items()}
+    assert widths == {"avx512": [1, 2, 3, 4, 5, 6, 7, 8], "avx2": [2, 4], "sse": [2, 4], "neon": [2, 4, 6, 8]}
+
+
 @every_target
 def test_a_map_smaller_than_a_tile_is_computed_pixel_by_pixel(target):
     for vectors, tall in target.machine.heights.items():

@@ -39,7 +39,7 @@ class Model:
 
     def _begin_alone(self) -> None:
         """Make the program by which one of several threads computes an image alone, and the threads anew."""
-        # The weights are the same; but the caller may have changed the arrays that they came from.
+        # Of the weights, which are the same, there is one array; and the caller may have changed those that they came from.
         self.alone = replace(encode(self.plan.alone()), weights=self.program.weights)
         self._end()
         self._begin()
