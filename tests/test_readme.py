@@ -27,7 +27,7 @@ from pyshuffle.engine import native
 pytestmark = pytest.mark.compiled
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCK = re.compile(r"^( *)```(\w*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
-PROGRAM = re.compile(r"(python|pip|pytest|ruff|mypy|twine|bash|pyshuffle[a-z-]*) ")
+PROGRAM = re.compile(r"(python|pip|pytest|coverage|ruff|mypy|twine|bash|pyshuffle[a-z-]*) ")
 
 NOT_RUN = {  # and why
     "pip install .": "installs: a leg of .ci/run",
