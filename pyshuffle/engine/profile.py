@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -75,22 +76,26 @@ def peak(threads: int = 1) -> float:
     """The most that so many threads can do at once just now: multiply-adds in registers, nothing else. In GFLOP/s, two a
     multiply-add.
 
-    It is measured on all of them together: two processors of a rented machine may be one core, now and then.
+    It is measured on all of them together: two processors of a rented machine may be one core, now and then. Each thread has its own:
+    left to itself, the system may keep two new ones on one for longer than they run.
     """
     lanes, sums, loop = _peak()
     values = [aligned((1 + sums) * lanes * FLOAT) for _ in range(threads)]
     loop(1, values[0].ctypes.data)  # the first call compiles it
     rounds = ROUNDS if threads == 1 else LONGER * ROUNDS  # threads do not wake at once
     start = threading.Barrier(threads)
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_setaffinity") else []
 
-    def one(own: Array) -> tuple[float, float]:
+    def one(own: Array, number: int) -> tuple[float, float]:
+        if cores:
+            os.sched_setaffinity(0, {cores[number % len(cores)]})  # this thread's, which ends with the measurement
         start.wait()
         began = time.perf_counter()
         loop(rounds, own.ctypes.data)
         return began, time.perf_counter()
 
     with ThreadPoolExecutor(threads) as pool:
-        began, ended = zip(*pool.map(one, values), strict=True)
+        began, ended = zip(*pool.map(one, values, range(threads)), strict=True)
     return 2 * lanes * sums * rounds * threads / (max(ended) - min(began)) / 1e9
 
 
