@@ -353,6 +353,8 @@ def test_no_thread_outlives_its_model():
     model(x)
     time.sleep(0.05)  # the workers are asleep now
     model(x)
+    model(x.repeat(3, axis=0))  # now they are others
+    assert threading.active_count() == before + 2
     del model
     gc.collect()
     assert threading.active_count() == before

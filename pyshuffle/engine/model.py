@@ -41,8 +41,9 @@ class Model:
         """Make the program by which one of several threads computes an image alone, and the threads anew."""
         # Of the weights, which are the same, there is one array; and the caller may have changed those that they came from.
         self.alone = replace(encode(self.plan.alone()), weights=self.program.weights)
-        self._end()
-        self._begin()
+        end_others = self._end
+        self._begin()  # first, as Ctrl-C may come between the two
+        end_others()
 
     def __call__(self, x: Array) -> Array:
         height, width = self.plan.size
