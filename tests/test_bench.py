@@ -1,6 +1,7 @@
 """bench.py: what it prints and writes, on images so small that it takes no time. No time itself is asserted."""
 
 import json
+import os
 import sys
 import threading
 from types import SimpleNamespace
@@ -58,6 +59,38 @@ def test_the_peak_of_two_threads_is_measured_on_both_at_once(monkeypatch):
     rounds = profile.LONGER * profile.ROUNDS
     assert profile.peak(2) == 2 * (2 * 4 * 3 * rounds) / (6.0 - 1.0) / 1e9
     assert calls == [1, rounds, rounds]
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system does not say where threads run")
+def test_threads_are_measured_on_a_processor_each(monkeypatch):
+    """And the caller may run where it might before."""
+    at_once, before, placed = threading.Barrier(2), os.sched_getaffinity(0), []
+
+    def loop(rounds, _):
+        if rounds == profile.LONGER * profile.ROUNDS:  # of the two
+            at_once.wait(timeout=10)
+
+    monkeypatch.setattr(profile, "_peak", lambda: (4, 3, loop))
+    monkeypatch.setattr(profile, "processors", lambda: [5, 7])
+    monkeypatch.setattr(os, "sched_setaffinity", lambda thread, where: placed.append((thread, where)))
+    profile.peak(2)
+    assert sorted(placed) == [(0, {5}), (0, {7})]
+    profile.peak(1)
+    assert len(placed) == 2
+    assert os.sched_getaffinity(0) == before
+
+
+def test_processors_are_of_different_cores_first(tmp_path, monkeypatch):
+    for number, siblings in enumerate(["0-1", "0-1", "2-3", "2-3"]):
+        folder = tmp_path / f"cpu{number}" / "topology"
+        folder.mkdir(parents=True)
+        (folder / "thread_siblings_list").write_text(f"{siblings}\n")
+    monkeypatch.setattr(profile, "SYSTEM", tmp_path)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3, 8}, raising=False)
+    monkeypatch.setattr(os, "sched_setaffinity", None, raising=False)
+    assert profile.processors() == [0, 2, 8, 1, 3]
+    monkeypatch.delattr(os, "sched_setaffinity")
+    assert profile.processors() == []
 
 
 def test_the_profile_has_every_layer_and_adds_up(bench, tmp_path):

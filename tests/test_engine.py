@@ -34,6 +34,7 @@ from pyshuffle.engine.machine import machine
 from pyshuffle.engine.plan import Plan
 from pyshuffle.engine.program import Encoder, panels
 from pyshuffle.engine.steps import MEAN, STEM, WINDOW, multiply_adds
+from pyshuffle.engine.team import ROUNDS
 from pyshuffle.errors import ArchError, ShapeError, WeightsError
 from pyshuffle.nets import MobileNetV1, MobileNetV2, ShuffleNetV1, ShuffleNetV2
 from pyshuffle.types import Array, Params
@@ -53,7 +54,8 @@ def draw_images(batch: int, height: int, width: int, seed: int = 0) -> Array:
 
 
 def compiled(net: Callable, height: int, width: int, threads: int = 1) -> Model:
-    return engine.compile(net, params_of(net), (height, width, 3), threads)
+    """For one image, and, if threads are several, for as many as they are."""
+    return engine.compile(net, params_of(net), (threads, height, width, 3), threads)
 
 
 def reference(net: Callable, x: Array, params: Params | None = None) -> Array:
@@ -184,19 +186,26 @@ def test_logits_are_the_same_bits_where_threads_share_rows(net):
 
 @pytest.mark.compiled
 def test_a_model_keeps_the_parameters_that_it_was_compiled_with():
-    """Whatever becomes of the arrays: also in the program for a batch, which is made when there is one."""
+    """Whatever becomes of the arrays."""
     net, x = ShuffleNetV2(0.5, classes=10), draw_images(4, 64, 64)
     params = {name: array.copy() for name, array in params_of(net).items()}
     model = engine.compile(net, params, x.shape, threads=2)
     expected = np.concatenate([model(image[None]) for image in x])
-    assert model.alone is None
     for array in params.values():
-        array[...] = np.nan
+        array[...] = -1
     params.clear()
-    np.testing.assert_array_equal(model(x[:1]), expected[:1])
-    assert model.alone is None, "there was one image, and no need to make it"
     np.testing.assert_array_equal(model(x), expected)
-    assert model.alone is not None, "each of the two threads computes two of the images"
+
+
+@pytest.mark.compiled
+def test_images_are_shared_out_whole_if_the_model_is_compiled_for_as_many_as_there_are_threads():
+    """Else all threads work on each; the logits are the same."""
+    net, x = ShuffleNetV2(0.5, classes=10), draw_images(5, 64, 64)
+    few, many = (engine.compile(net, params_of(net), (images, 64, 64, 3), 2) for images in (1, 2))
+    assert few.alone is None
+    assert many.alone is not None
+    np.testing.assert_array_equal(few(x), many(x))
+    assert [model.team.words[ROUNDS] for model in (few, many)] == [0, 2]
 
 
 def test_meetings_are_fewer_where_there_are_rows_to_share():
@@ -353,8 +362,6 @@ def test_no_thread_outlives_its_model():
     model(x)
     time.sleep(0.05)  # the workers are asleep now
     model(x)
-    model(x.repeat(3, axis=0))  # now they are others
-    assert threading.active_count() == before + 2
     del model
     gc.collect()
     assert threading.active_count() == before
@@ -635,7 +642,7 @@ def test_the_printed_plan_has_a_line_for_every_step(net, height, width):
         assert step.name in line.split()
         assert " x ".join(map(str, step.size)) in line
     assert not any(word in str(plan) for word in ("split", "concat", "shuffle", "batchnorm"))
-    assert arena == f"arena of {plan.arena / 2**20:.2f} MiB an image"
+    assert arena == f"arena of {plan.arena / 2**20:.2f} MiB a thread"
 
 
 def test_what_is_needed_at_once_lies_apart():

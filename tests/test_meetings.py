@@ -10,7 +10,7 @@ from pyshuffle.engine import program as at
 from pyshuffle.engine.kernels import run_begin, run_pair, run_step
 from pyshuffle.engine.machine import FLOAT, machine
 from pyshuffle.engine.plan import Plan
-from pyshuffle.engine.program import Program, encode
+from pyshuffle.engine.program import SLACK, Program, encode
 from pyshuffle.engine.steps import DENSE
 from pyshuffle.nets import MobileNetV2, ShuffleNetV1, ShuffleNetV2
 from pyshuffle.types import Array
@@ -46,6 +46,7 @@ def logits_in_turn(program: Program, threads: int, image: Array, rng: np.random.
             done[thread] += 1
             arrays = program.steps, program.pieces, program.tables, program.weights
             run_share(*arrays, arenas, image.view(np.int32).ravel(), logits, s, thread, threads)
+    assert np.isnan(arenas[:, -SLACK // FLOAT :]).all(), "a thread has written beyond its arena"
     return logits
 
 

@@ -44,14 +44,14 @@ class Emitter:
         nothing, zeros = ir.Constant(kind, ir.Undefined), ir.Constant(ir.VectorType(I32, self.lanes), [0] * self.lanes)
         return self.build.shuffle_vector(self.build.insert_element(nothing, scalar, I32(0)), nothing, zeros)
 
-    def first(self, value: ir.Value, kind: ir.Type) -> ir.Value:
+    def low_lanes(self, value: ir.Value, kind: ir.Type) -> ir.Value:
         """As many lanes of a vector as there are in one of that kind: it lies in the same register."""
         if value.type == kind:
             return value
         lanes = ir.Constant(ir.VectorType(I32, kind.count), list(range(kind.count)))
         return self.build.shuffle_vector(value, ir.Constant(value.type, ir.Undefined), lanes)
 
-    def settled(self, value: ir.Value) -> ir.Value:
+    def in_register(self, value: ir.Value) -> ir.Value:
         """A vector of an x86 processor, computed here and now: else LLVM fills a register for its first half as well."""
         return self.build.asm(ir.FunctionType(value.type, [value.type]), "", "=v,0", [value], side_effect=False)
 

@@ -4,7 +4,7 @@ All of a call happens in compiled code that does not hold the interpreter: one t
 one needs what another computed. Every number is computed whole by one thread (at the edge of its rows of a band by two, each for
 itself), and in an order that does not depend on which one that is or on how many there are: so results are the same bits for any
 number of threads, and for any batch. Images of a batch are shared out whole while there are enough of them; the rest are worked on
-together, by another program, in which most maps have places for a thread's share of the rows only.
+together, by another program: of maps with many rows, each thread has a place for its own in its own arena.
 """
 
 import numpy as np
@@ -20,46 +20,47 @@ from .threads import announce, await_call, exchange, look, meet
 
 ZERO = np.float32(0)
 SOLE, ONE = np.int64(0), np.int64(1)  # the first thread of one; typed, since for literal numbers all is compiled once more
+ALONE, TOGETHER = np.int64(team.ALONE), np.int64(team.TOGETHER)
+NO_SHORTCUT = np.int64(0)  # an address
 INFINITY = np.int32(0x7F800000)  # as bits; above it is what is not a number
 MAGNITUDE = np.int32(0x7FFFFFFF)  # all bits but the sign
 RUN = machine().run
 
 
 @kernel
+def part_of(count, thread, threads):
+    """A thread's part of so many: first and last."""
+    return count * thread // threads, count * (thread + 1) // threads
+
+
+@kernel
 def share(step, units, begin, thread, threads):
     """The units of a piece that are a thread's, first and last: where all pieces' units lie in one line, this one's from `begin`."""
     if step[at.BY_ROWS]:
-        return units * thread // threads, units * (thread + 1) // threads
-    total = step[at.TOTAL]
-    first, last = total * thread // threads - begin, total * (thread + 1) // threads - begin
-    return min(max(first, 0), units), min(max(last, 0), units)
+        return part_of(units, thread, threads)
+    first, last = part_of(step[at.TOTAL], thread, threads)
+    return min(max(first - begin, 0), units), min(max(last - begin, 0), units)
 
 
 @kernel
-def left_out(height, above, thread, threads):
-    """The rows of a map for which a thread's own arena has no place: those higher above its own than it may need them."""
-    return max(height * thread // threads - above, 0)
-
-
-@kernel
-def first_row(height, row, above, arenas, thread, threads):
-    """The address from which on a map of so many rows lies in the first arena, or would lie in a thread's own if all had room."""
+def origin(height, row, above, arenas, thread, threads):
+    """The address from which addresses in a map count: that of the first arena; or, of a map whose rows threads have each in their
+    own, that from which the thread's arena would begin if the whole map had a place there."""
     if above < 0:
         return np.int64(arenas[0].ctypes.data)
-    return np.int64(arenas[thread].ctypes.data) - left_out(height, above, thread, threads) * row
+    return np.int64(arenas[thread].ctypes.data) - max(height * thread // threads - above, 0) * row
 
 
 @kernel
-def written_to(step, arenas, thread, threads):
-    """That address of the map that a step writes."""
-    height = step[at.PIXELS] // step[at.WIDTH]
-    return first_row(height, step[at.TARGET_ROW], step[at.TARGET_ABOVE], arenas, thread, threads)
+def target_origin(step, arenas, thread, threads):
+    """That of the map which a step writes."""
+    return origin(step[at.PIXELS] // step[at.WIDTH], step[at.TARGET_ROW], step[at.TARGET_ABOVE], arenas, thread, threads)
 
 
 @kernel
-def read_from(step, piece, arenas, thread, threads):
-    """That address of the map that a piece of a step reads."""
-    return first_row(step[at.SOURCE_HEIGHT], piece[at.SOURCE_ROW], piece[at.SOURCE_ABOVE], arenas, thread, threads)
+def source_origin(step, piece, arenas, thread, threads):
+    """That of the map which a piece of a step reads."""
+    return origin(step[at.SOURCE_HEIGHT], piece[at.SOURCE_ROW], piece[at.SOURCE_ABOVE], arenas, thread, threads)
 
 
 @kernel
@@ -130,10 +131,10 @@ def clear_halo(step, target, thread, threads):
     """Zeros around a thread's rows of the map that a step writes, if it has a halo."""
     height = step[at.PIXELS] // step[at.WIDTH]
     row, pixel = step[at.TARGET_ROW], step[at.TARGET_PIXEL]
-    first, last = height * thread // threads - (thread == 0), height * (thread + 1) // threads + (thread == threads - 1)
+    first, last = part_of(height, thread, threads)
     for plane in range(step[at.HALO_PLANES]):
         begin = target + step[at.TARGET] + plane * step[at.PLANE] - pixel
-        for i in range(first, last):
+        for i in range(first - (thread == 0), last + (thread == threads - 1)):
             clear_line(array(begin + i * row, ZERO, (row // FLOAT,)), pixel // FLOAT, i == -1 or i == height)
 
 
@@ -151,11 +152,12 @@ def fetch(step, pieces, arenas, thread, threads, first, last):
     for number in range(step[at.LAST], step[at.SEAMS]):
         piece, row = pieces[number], pieces[number, at.SOURCE_ROW]
         for other in range(threads):
-            for i in range(max(first, height * other // threads), min(last, height * (other + 1) // threads)):
+            begin, end = part_of(height, other, threads)
+            for i in range(max(first, begin), min(last, end)):
                 if other != thread:
-                    begin = piece[at.SOURCE] + i * row
-                    here = array(begin + read_from(step, piece, arenas, thread, threads), ZERO, (row // FLOAT,))
-                    there = array(begin + read_from(step, piece, arenas, other, threads), ZERO, (row // FLOAT,))
+                    place = piece[at.SOURCE] + i * row
+                    here = array(place + source_origin(step, piece, arenas, thread, threads), ZERO, (row // FLOAT,))
+                    there = array(place + source_origin(step, piece, arenas, other, threads), ZERO, (row // FLOAT,))
                     for k in range(len(here)):
                         here[k] = there[k]
 
@@ -190,16 +192,16 @@ def run_stem(steps, pieces, tables, weights, arenas, image, thread, threads):
     """Image, first convolution and max-pool, in bands of rows whose maps are the thread's own; whether the image has a fault."""
     copy, conv, pool, band = steps[0], steps[1], steps[2], steps[0, at.BAND]
     rows, height, width = pool[at.PIXELS] // pool[at.WIDTH], conv[at.PIXELS] // conv[at.WIDTH], conv[at.WIDTH]
-    last = rows * (thread + 1) // threads
-    fault, mine, target = False, np.int64(arenas[thread].ctypes.data), written_to(pool, arenas, thread, threads)
+    own, last = part_of(rows, thread, threads)
+    fault, mine, target = False, np.int64(arenas[thread].ctypes.data), target_origin(pool, arenas, thread, threads)
     clear_halo(pool, target, thread, threads)
-    for begin in range(rows * thread // threads, last, band):
+    for begin in range(own, last, band):
         end = min(begin + band, last)
         shown, shifted = mine - (4 * begin - 2) * copy[at.TARGET_ROW], mine - (2 * begin - 1) * conv[at.TARGET_ROW]
         fault |= run_image(copy, shown, image, 4 * begin - 3, 4 * end)
         first, until = max(2 * begin - 1, 0) * width, min(2 * end, height) * width
         for number in range(conv[at.FIRST], conv[at.LAST]):
-            run_dense(conv, pieces[number], tables.ctypes.data, weights, shown, shifted, mine, first, until)
+            run_dense(conv, pieces[number], tables.ctypes.data, weights, shown, shifted, NO_SHORTCUT, first, until)
         for number in range(pool[at.FIRST], pool[at.LAST]):
             for row in range(begin, end):
                 run_maximum(pool, pieces[number], shifted, target, row, height)
@@ -209,8 +211,8 @@ def run_stem(steps, pieces, tables, weights, arenas, image, thread, threads):
 @kernel
 def run_step(step, pieces, tables, weights, arenas, logits, thread, threads):
     """A thread's share of a step."""
-    kind, rows, target = step[at.KIND], step[at.PIXELS] // step[at.WIDTH], written_to(step, arenas, thread, threads)
-    fetch(step, pieces, arenas, thread, threads, *reach(step, rows * thread // threads, rows * (thread + 1) // threads))
+    kind, rows, target = step[at.KIND], step[at.PIXELS] // step[at.WIDTH], target_origin(step, arenas, thread, threads)
+    fetch(step, pieces, arenas, thread, threads, *reach(step, *part_of(rows, thread, threads)))
     clear_halo(step, target, thread, threads)
     for chunk in range(step[at.CHUNKS]):
         begin = SOLE
@@ -222,11 +224,11 @@ def run_step(step, pieces, tables, weights, arenas, logits, thread, threads):
             first, last = first + units * chunk // step[at.CHUNKS], first + units * (chunk + 1) // step[at.CHUNKS]
             if first >= last:
                 continue
-            source = read_from(step, piece, arenas, thread, threads)
+            source = source_origin(step, piece, arenas, thread, threads)
             if kind == DENSE:
                 unit = piece[at.UNIT]
                 end = min(last * unit, step[at.PIXELS])
-                residual = first_row(rows, piece[at.RESIDUAL_ROW], piece[at.RESIDUAL_ABOVE], arenas, thread, threads)
+                residual = origin(rows, piece[at.RESIDUAL_ROW], piece[at.RESIDUAL_ABOVE], arenas, thread, threads)
                 run_dense(step, piece, tables.ctypes.data, weights, source, target, residual, first * unit, end)
             elif kind == WINDOW:
                 run_window(step, piece, weights, source, target, first, last)
@@ -244,14 +246,14 @@ def run_step(step, pieces, tables, weights, arenas, logits, thread, threads):
 @kernel
 def run_pair(conv, window, pieces, tables, weights, arenas, thread, threads):
     """A convolution and the depthwise step behind it, in bands of rows; the map between them is the thread's own."""
-    mine, target = np.int64(arenas[thread].ctypes.data), written_to(window, arenas, thread, threads)
-    source = read_from(conv, pieces[conv[at.FIRST]], arenas, thread, threads)
+    mine, target = np.int64(arenas[thread].ctypes.data), target_origin(window, arenas, thread, threads)
+    source = source_origin(conv, pieces[conv[at.FIRST]], arenas, thread, threads)
     height, width, stride, band = conv[at.PIXELS] // conv[at.WIDTH], conv[at.WIDTH], window[at.STRIDE], conv[at.BAND]
     row, pixel = conv[at.TARGET_ROW], conv[at.TARGET_PIXEL] // FLOAT
     length = stride * (band - 1) + 3
     lines = array(mine + conv[at.TARGET] - row - conv[at.TARGET_PIXEL], ZERO, (length, row // FLOAT))  # with those of the halo
-    rows, done = window[at.PIXELS] // window[at.WIDTH], SOLE
-    own, last = rows * thread // threads, rows * (thread + 1) // threads
+    own, last = part_of(window[at.PIXELS] // window[at.WIDTH], thread, threads)
+    done = SOLE
     fetch(conv, pieces, arenas, thread, threads, *reach(conv, *reach(window, own, last)))
     clear_halo(window, target, thread, threads)
     for i in range(length):
@@ -262,7 +264,9 @@ def run_pair(conv, window, pieces, tables, weights, arenas, thread, threads):
         shifted = mine - stride * begin * row
         first, until = max(before, done), min(stride * (end - 1) + 2, height)
         for number in range(conv[at.FIRST], conv[at.LAST] if first < until else SOLE):
-            run_dense(conv, pieces[number], tables.ctypes.data, weights, source, shifted, mine, first * width, until * width)
+            run_dense(
+                conv, pieces[number], tables.ctypes.data, weights, source, shifted, NO_SHORTCUT, first * width, until * width
+            )
         done = until
         if begin == 0:
             clear_line(lines[0], pixel, True)
@@ -282,19 +286,18 @@ def run_begin(steps, pieces, tables, weights, arenas, image, thread, threads):
     step = steps[0]
     if step[at.KIND] == STEM:
         return run_stem(steps, pieces, tables, weights, arenas, image, thread, threads)
-    rows = step[at.PIXELS] // step[at.WIDTH]
-    first, last = rows * thread // threads, rows * (thread + 1) // threads  # as every step shares them out
-    target = written_to(step, arenas, thread, threads)
+    first, last = part_of(step[at.PIXELS] // step[at.WIDTH], thread, threads)  # as every step shares them out
+    target = target_origin(step, arenas, thread, threads)
     return run_image(step, target, image, first - (thread == 0), last + (thread == threads - 1))
 
 
 @kernel
 def run_program(words, number, n, arenas, thread, threads):
     """A thread's share of the n-th image, by one of the two programs: for a thread alone, or for all together."""
-    at_program = number * team.PROGRAM
-    steps = array(words[at_program + team.STEPS], SOLE, (words[at_program + team.STEP_COUNT], at.STEP))
-    pieces = array(words[at_program + team.PIECES], SOLE, (words[at_program + team.PIECE_COUNT], at.PIECE))
-    tables = array(words[at_program + team.TABLES], np.uint32(0), (words[at_program + team.TABLE_SIZE],))
+    program = words[team.PROGRAMS + number * team.PROGRAM :]
+    steps = array(program[team.STEPS], SOLE, (program[team.STEP_COUNT], at.STEP))
+    pieces = array(program[team.PIECES], SOLE, (program[team.PIECE_COUNT], at.PIECE))
+    tables = array(program[team.TABLES], np.uint32(0), (program[team.TABLE_SIZE],))
     weights = words[team.WEIGHTS]
     image = array(words[team.IMAGES], np.int32(0), (words[team.BATCH], steps[0, at.PIXELS] * 3))[n]  # its bits
     logits = array(words[team.LOGITS], ZERO, (words[team.BATCH], pieces[-1, at.COUNT]))[n]
@@ -302,7 +305,7 @@ def run_program(words, number, n, arenas, thread, threads):
     if words[team.FROM] == 0 and run_begin(steps, pieces, tables, weights, arenas, image, thread, threads):
         exchange(words, team.FAULT, 1)
     s = max(steps[0, at.SPAN], words[team.FROM])
-    while s < words[team.UNTIL]:
+    while s < min(words[team.UNTIL], len(steps)):
         if steps[s, at.MEET]:
             meet(words, threads)
         if steps[s, at.SPAN] == 1:
@@ -318,9 +321,9 @@ def run(words, thread):
     threads, rounds = words[team.THREADS], words[team.ROUNDS]
     arenas = array(words[team.ARENAS], ZERO, (threads, words[team.ARENA] // FLOAT))
     for turn in range(rounds):
-        run_program(words, SOLE, turn * threads + thread, arenas[thread : thread + 1], SOLE, ONE)
+        run_program(words, ALONE, turn * threads + thread, arenas[thread : thread + 1], SOLE, ONE)
     for n in range(rounds * threads, words[team.BATCH]):
-        run_program(words, ONE, n, arenas, thread, threads)
+        run_program(words, TOGETHER, n, arenas, thread, threads)
     meet(words, threads)
 
 

@@ -32,7 +32,7 @@ class Layout:
     """What buffers that are read together have in common."""
 
     def __init__(self, height: int, width: int, halo: bool) -> None:
-        self.height, self.width = height, width
+        self.height, self.width = height, width  # of the map; with bands or threads, at last, the rows that have a place
         self.halo = int(halo)  # pixels of zeros on each side
         self.above: int | None = None  # where each thread has its own rows: so many above these; else all lies in one arena
         self.columns = 0  # of a plane; 0 as long as the widest buffer may still get wider
@@ -203,10 +203,10 @@ def by_rows(step: Step, machine: Machine, threads: int) -> bool:
 
 
 def divide(steps: list[Step], machine: Machine, threads: int) -> None:
-    """Give the threads arenas of their own for the maps whose rows all who touch them share out.
+    """Give each thread its own rows of the maps whose rows are shared out, in its own arena.
 
-    Memory that two threads write, if only by turns, for one map and then for another, moves from core to core each time: so it took
-    a fifth longer where two cores have no cache in common, and still 2% where they have.
+    Memory that two threads write, if only by turns, for one map and then for another, moves from core to core each time. But where
+    one step that touches a map does not share out its rows, as they are too few, a thread may need any pixel: it lies in one arena.
     """
     touching: dict[Layout, list[Step]] = {}
     for together in spans(steps):
@@ -221,10 +221,10 @@ def divide(steps: list[Step], machine: Machine, threads: int) -> None:
 
 
 def needs(layout: Layout, steps: list[Step], thread: int, threads: int) -> tuple[int, int]:
-    """The rows of a map that a thread writes or reads, first and last."""
+    """The rows of a map that a thread writes or reads, first and last. Of a shortcut it reads those that it writes of the sum."""
     first, last = share(layout.height, thread, threads)
     for together in spans(steps):
-        if together[0].source and layout in [buffer.layout for buffer in together[0].source.buffers]:
+        if layout in [buffer.layout for buffer in together[0].source.buffers]:
             begin, end = share(together[-1].size[0], thread, threads)
             for step in reversed(together):
                 begin, end = step.reach(begin, end)

@@ -15,7 +15,7 @@ from ..nets import Net, check_size
 from ..types import Array, Params
 from .machine import machine
 from .plan import Plan
-from .program import Program, encode
+from .program import encode
 from .team import Team
 
 
@@ -26,24 +26,17 @@ class Model:
     another shape or dtype and for one that holds a value that is not finite. Python threads that call it at once take turns.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, alone: Plan | None = None) -> None:
+        """`alone`: the same for one thread. With it, images of a batch are shared out whole while there are enough of them."""
         self.plan, self.threads = plan, plan.threads
-        self.program: Program = encode(plan)
-        self.alone: Program | None = None
-        self._lock = threading.Lock()
+        self.program = encode(plan)
+        self.alone = replace(encode(alone), weights=self.program.weights) if alone else None  # theirs are the same
         self._begin()
 
     def _begin(self) -> None:
+        self._lock = threading.Lock()
         self.team = Team(self.program, self.threads, self.alone)
         self._end = weakref.finalize(self, self.team.close)
-
-    def _begin_alone(self) -> None:
-        """Make the program by which one of several threads computes an image alone, and the threads anew."""
-        # Of the weights, which are the same, there is one array; and the caller may have changed those that they came from.
-        self.alone = replace(encode(self.plan.alone()), weights=self.program.weights)
-        end_others = self._end
-        self._begin()  # first, as Ctrl-C may come between the two
-        end_others()
 
     def __call__(self, x: Array) -> Array:
         height, width = self.plan.size
@@ -51,13 +44,10 @@ class Model:
         if x.dtype != np.float32 or x.ndim != 4 or x.shape[1:] != (height, width, 3) or not len(x):
             raise ShapeError(f"x is {x.dtype} of shape {x.shape}: the model was compiled for float32 (N, {height}, {width}, 3)")
         if os.getpid() != self.team.process:
-            self._lock = threading.Lock()
             self._begin()  # a forked child has the memory, but not the threads
         x = np.ascontiguousarray(x)
         logits = np.empty((len(x), self.plan.classes), np.float32)
         with self._lock:
-            if len(x) >= self.threads > 1 and not self.alone:
-                self._begin_alone()
             finite = self.team.run(x, logits)
         if not finite:
             raise ShapeError("x holds a value that is not finite")
@@ -65,13 +55,14 @@ class Model:
 
 
 def compile(net: Net, params: Params, input_shape: Sequence[int], threads: int | None = None) -> Model:
-    """The network with these parameters as a `Model`, for images of `input_shape`, (N, H, W, 3) or (H, W, 3), whatever N is.
+    """The network with these parameters as a `Model`, for images of `input_shape`, (N, H, W, 3) or (H, W, 3).
 
+    It takes any number of images; where N is that of the threads or more, it is the faster for as many, and takes longer to compile.
     threads: how many work on a call, the caller's among them; by default as many as numba would use (NUMBA_NUM_THREADS, or all
     cores). Raises ShapeError for another shape, images with maps of 4 GiB, or fewer than one thread, ArchError for a size too small,
     WeightsError for parameters of another network.
     """
-    *_, height, width, channels = (0, 0, 0, *input_shape)
+    *_, images, height, width, channels = (0, 0, 0, 0, *input_shape)
     if len(input_shape) not in (3, 4) or channels != 3:
         raise ShapeError(f"input_shape={tuple(input_shape)}: (N, H, W, 3) or (H, W, 3) is needed")
     if threads is None:
@@ -79,7 +70,8 @@ def compile(net: Net, params: Params, input_shape: Sequence[int], threads: int |
     if threads < 1:
         raise ShapeError(f"threads={threads}: at least 1 is needed")
     check_size(min(height, width))
-    return Model(Plan(net, params, height, width, machine(), threads))
+    plan = Plan(net, params, height, width, machine(), threads)
+    return Model(plan, Plan(net, params, height, width, machine()) if images >= threads > 1 else None)
 
 
 def default_threads() -> int:

@@ -39,7 +39,7 @@ class Plan(Ops[Value]):
 
     def __init__(self, net: Net, params: Params, height: int, width: int, machine: Machine, threads: int = 1) -> None:
         check_params(net, params)
-        self.net, self.params, self.machine, self.threads, self.size = net, dict(params), machine, threads, (height, width)
+        self.params, self.machine, self.threads, self.size = params, machine, threads, (height, width)
         self.steps: list[Step] = []
         self.settled: dict[Pending, Map] = {}
         image = self.settle(Pending(IMAGE, "image", Map(height, width, ())))
@@ -47,10 +47,6 @@ class Plan(Ops[Value]):
         self.settle(Pending(OUTPUT, "logits", logits))
         self.classes = len(logits.places)
         self.lay_out()
-
-    def alone(self) -> Plan:
-        """The same for one thread."""
-        return Plan(self.net, self.params, *self.size, self.machine)
 
     def lay_out(self) -> None:
         """Where everything lies."""
@@ -183,4 +179,4 @@ def describe(plan: Plan) -> Iterator[str]:
             f"{number:3} {KINDS[step.kind]:<8} {step.name:<24} {f'{height} x {width} x {step.what.channels}':>14}  "
             f"b{number:<4} {step.target.offset:>9} {multiply_adds(step) / 1e6:8.3f}  {where(step.source)}{also}{relu}{together}"
         )
-    yield f"arena of {plan.arena / 2**20:.2f} MiB an image"
+    yield f"arena of {plan.arena / 2**20:.2f} MiB {'an image' if plan.threads == 1 else 'a thread'}"

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +23,7 @@ from .team import FROM, UNTIL, Team
 ROUNDS = 100_000  # of the loop that measures the peak: long enough for the processor to settle, short enough to be undisturbed
 
 LONGER = 10  # times as long, for more threads than one
+SYSTEM = Path("/sys/devices/system/cpu")
 
 
 class Row(NamedTuple):
@@ -66,7 +68,7 @@ def kind(step: Step) -> str:
     if step.band:
         return "conv + depthwise"
     if step.kind == DENSE:
-        return "linear" if step.source and step.source.height == step.source.width == 1 else "convolution"
+        return "linear" if step.source.height == step.source.width == 1 else "convolution"
     if step.kind == WINDOW:
         return "depthwise" if multiply_adds(step) else "elementwise"
     return "data movement" if step.kind == OUTPUT else "elementwise"
@@ -76,19 +78,19 @@ def peak(threads: int = 1) -> float:
     """The most that so many threads can do at once just now: multiply-adds in registers, nothing else. In GFLOP/s, two a
     multiply-add.
 
-    It is measured on all of them together: two processors of a rented machine may be one core, now and then. Each thread has its own:
-    left to itself, the system may keep two new ones on one for longer than they run.
+    It is measured on all of them together: two processors of a rented machine may be one core, now and then. Each has a processor of
+    its own: left to itself, the system may keep two new ones on one for longer than they run.
     """
     lanes, sums, loop = _peak()
     values = [aligned((1 + sums) * lanes * FLOAT) for _ in range(threads)]
     loop(1, values[0].ctypes.data)  # the first call compiles it
     rounds = ROUNDS if threads == 1 else LONGER * ROUNDS  # threads do not wake at once
     start = threading.Barrier(threads)
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_setaffinity") else []
+    places = processors()
 
     def one(own: Array, number: int) -> tuple[float, float]:
-        if cores:
-            os.sched_setaffinity(0, {cores[number % len(cores)]})  # this thread's, which ends with the measurement
+        if threads > 1 and places:
+            os.sched_setaffinity(0, {places[number % len(places)]})  # this thread's, which ends with the measurement
         start.wait()
         began = time.perf_counter()
         loop(rounds, own.ctypes.data)
@@ -97,6 +99,16 @@ def peak(threads: int = 1) -> float:
     with ThreadPoolExecutor(threads) as pool:
         began, ended = zip(*pool.map(one, values, range(threads)), strict=True)
     return 2 * lanes * sums * rounds * threads / (max(ended) - min(began)) / 1e9
+
+
+def processors() -> list[int]:
+    """Those that this process may run on, one of each core before the second of any; none where that cannot be told."""
+    if not hasattr(os, "sched_setaffinity"):
+        return []
+    mine = sorted(os.sched_getaffinity(0))
+    files = [SYSTEM / f"cpu{number}" / "topology" / "thread_siblings_list" for number in mine]
+    cores = [file.read_text() if file.exists() else str(number) for number, file in zip(mine, files, strict=True)]
+    return [number for _, number in sorted((cores[:i].count(core), mine[i]) for i, core in enumerate(cores))]
 
 
 @functools.cache

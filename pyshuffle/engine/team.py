@@ -19,13 +19,15 @@ WORD = 8  # numbers in a line
     IMAGES, LOGITS, BATCH, ROUNDS,  # the call: addresses, images, and how many of them each thread computes alone
     FROM, UNTIL, FAULT,  # the steps that are run, whether an image has a fault
     WEIGHTS, ARENAS, ARENA,  # addresses, and the size of an arena
-    STEPS, STEP_COUNT, PIECES, PIECE_COUNT, TABLES, TABLE_SIZE,  # addresses and sizes of the program for a thread alone,
-    _, _, _, _, _, _,  # and of that for all
     THREADS, TAKE_LOCK, OPEN_LOCK, LET_RUN,  # addresses of C functions
-    WORKERS,  # from here on two lines a worker: whether it sleeps, and its lock
-) = range(0, 31 * WORD, WORD)  # fmt: skip
-PROGRAM = 6 * WORD
-ASLEEP, LOCK, WORKER = 0, WORD, 2 * WORD
+    PROGRAMS,  # from here on those of the two programs, and then those of the workers
+) = range(0, 19 * WORD, WORD)  # fmt: skip
+STEPS, STEP_COUNT, PIECES, PIECE_COUNT, TABLES, TABLE_SIZE, PROGRAM = range(
+    0, 7 * WORD, WORD
+)  # of a program: addresses and sizes
+ALONE, TOGETHER = 0, 1  # the programs: of one thread, of all
+WORKERS = PROGRAMS + 2 * PROGRAM
+ASLEEP, LOCK, WORKER = range(0, 3 * WORD, WORD)  # of a worker: whether it sleeps, and its lock
 
 
 class Team:
@@ -40,10 +42,11 @@ class Team:
         self.arenas = aligned(threads * arena)
         self.locks = [_locked() for _ in range(threads - 1)]
         self.words = words = np.zeros(WORKERS + threads * WORKER, np.int64)
-        for begin, program in zip((0, PROGRAM), self.programs, strict=True):
+        for number, program in enumerate(self.programs):
+            of_program = words[PROGRAMS + number * PROGRAM :]
             arrays = program.steps, program.pieces, program.tables
-            words[[begin + STEPS, begin + PIECES, begin + TABLES]] = [array.ctypes.data for array in arrays]
-            words[[begin + STEP_COUNT, begin + PIECE_COUNT, begin + TABLE_SIZE]] = [len(array) for array in arrays]
+            of_program[[STEPS, PIECES, TABLES]] = [array.ctypes.data for array in arrays]
+            of_program[[STEP_COUNT, PIECE_COUNT, TABLE_SIZE]] = [len(array) for array in arrays]
         words[WEIGHTS], words[ARENAS], words[ARENA] = together.weights.ctypes.data, self.arenas.ctypes.data, arena
         words[UNTIL], words[THREADS] = len(together.steps), threads
         words[TAKE_LOCK], words[OPEN_LOCK], words[LET_RUN] = _functions()

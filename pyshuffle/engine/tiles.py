@@ -79,16 +79,16 @@ def dense(e: Emitter, given: Arguments, halves: int, pixels: int) -> None:
             for p, v in cells:
                 if v == 0:
                     a = e.everywhere(e.load(e.build.add(rows[p], offset), F32))
-                    a = e.settled(a) if halves % 2 else a
+                    a = e.in_register(a) if halves % 2 else a
                 if v == spare:  # one register too few: this vector stays in memory, and is loaded anew for each pixel
                     e.forget()
                     w = [*w[:spare], e.load(weights, kinds[v], v * e.size)]
-                following.append(e.multiply_add(e.first(a, kinds[v]), w[v], sums[p * vectors + v]))
+                following.append(e.multiply_add(e.low_lanes(a, kinds[v]), w[v], sums[p * vectors + v]))
         low, high = (e.everywhere(given[bound]) for bound in ("low", "high"))
         columns = [e.entry(given["columns"], v) for v in range(vectors)]
         outs = [e.build.add(given["target"], e.entry(target_pixels, p)) for p in range(pixels)]
         for (p, v), total in zip(cells, following[3:], strict=True):
-            e.store(e.between(e.first(low, kinds[v]), total, e.first(high, kinds[v])), e.build.add(outs[p], columns[v]))
+            e.store(e.between(e.low_lanes(low, kinds[v]), total, e.low_lanes(high, kinds[v])), e.build.add(outs[p], columns[v]))
 
 
 @tile("source source_row source_pixel weights bias target target_row target_pixel rows width low high")

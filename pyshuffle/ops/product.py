@@ -85,7 +85,8 @@ def panels(taps: tuple[int, ...], groups: int, inputs: int, outputs: int) -> Pan
     half = HALVED and outputs > LANES and 0 < outputs % LANES <= LANES // 2
     if outputs >= LANES:
         per_group = vector_starts(outputs)
-        per_group[-1] += half * LANES // 2
+        if half:  # the last, which ends with the last output as well
+            per_group[-1] += LANES // 2
         count = -(-len(per_group) // MOST)
         cuts = [len(per_group) * i // count for i in range(count + 1)]
         lists = [per_group[a:b] + g * outputs for g in range(groups) for a, b in pairwise(cuts)]
@@ -93,8 +94,9 @@ def panels(taps: tuple[int, ...], groups: int, inputs: int, outputs: int) -> Pan
         lists = [np.array([start]) for start in vector_starts(groups * outputs)]
     table, columns, vector, size = [], [], 0, 0
     for starts in lists:
-        halves = 2 * len(starts) - (half and starts[-1] % outputs + LANES > outputs)
-        first, last = starts[0] // outputs, (starts[-1] + (LANES // 2 if halves % 2 else LANES) - 1) // outputs + 1
+        ends_with_half = half and starts[-1] % outputs == per_group[-1]
+        halves = 2 * len(starts) - 1 if ends_with_half else 2 * len(starts)
+        first, last = starts[0] // outputs, (starts[-1] + (LANES // 2 if ends_with_half else LANES) - 1) // outputs + 1
         channels = (last - first) * inputs
         table.append((halves, vector, channels, first * inputs * FLOAT, size))
         columns.append(np.add.outer(taps, np.arange(channels) * FLOAT).ravel().astype(np.uint32))
