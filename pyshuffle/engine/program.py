@@ -23,13 +23,12 @@ from .plan import Plan
 from .steps import DENSE, MAXIMUM, MEAN, OUTPUT, WINDOW, Step
 
 # Units are what threads share out: rows of pixels, BY_ROWS the same ones of every piece; else, of a small map, all pieces' tiles.
-# The columns of `Program.steps`: its pieces, all their units, ...; those from TARGET on describe the buffer written, of which that is
-# the first pixel; HALO_PLANES are those that have a halo. LOW, HIGH: the bits of the floats between which results are kept. SPAN,
-# BAND: so many steps from here on are computed together, so many rows at a time. SEAMS: behind its pieces, up to that one, follow the
-# maps of which it may need rows that other threads have. MEET: all threads meet before it. ABOVE is that of a map's layout, or -1.
-(KIND, FIRST, LAST, BY_ROWS, TOTAL, CHUNKS, PIXELS, WIDTH, STRIDE, LOW, HIGH) = range(11)
-(TARGET, TARGET_ROW, TARGET_PIXEL, HALO_PLANES, PLANE, SPAN, BAND) = range(11, 18)
-(SEAMS, SOURCE_HEIGHT, MARGIN, TARGET_ABOVE, MEET) = range(18, 23)
+# The columns of `Program.steps`. LOW, HIGH: the bits of the floats between which results are kept.
+(KIND, FIRST, LAST, BY_ROWS, TOTAL, CHUNKS, PIXELS, WIDTH, STRIDE, LOW, HIGH) = range(11)  # its pieces, all their units, ...
+(TARGET, TARGET_ROW, TARGET_PIXEL, HALO_PLANES, PLANE) = range(11, 16)  # the first pixel written; the planes if they have a halo
+(SPAN, BAND) = range(16, 18)  # so many steps from here on are computed together, so many rows at a time
+(SEAMS, SOURCE_HEIGHT, MARGIN) = range(18, 21)  # from LAST to SEAMS: maps of which rows that other threads have may be read, ...
+(TARGET_ABOVE, MEET) = range(21, 23)  # as all ABOVE: that of the layout, or -1; whether all threads meet before it
 STEP = 23
 # The columns of `Program.pieces`: those that every kind has, those of a dense step, those of the others.
 (UNITS, SOURCE, SOURCE_ROW, SOURCE_ABOVE, WEIGHTS, BIAS) = range(6)
@@ -205,8 +204,8 @@ class Encoder:
         """In how many parts all pieces of a step are computed, one part after the other, rather than one piece after the other.
 
         The weights of small groups fit into the nearest cache together; then it is the maps that are to be read once. So it is where
-        channels are seen alone and a map is large: neighbouring channels share pages, and are read together. Parts are of whole rows,
-        and hold a tile at least.
+        channels are seen alone and a map, or what a thread has of it, is large: neighbouring channels share pages, and are read
+        together. Parts are of whole rows, and hold a tile at least.
         """
         weights = sum(piece[COUNT] * piece[HALVES] * self.machine.lanes // 2 * FLOAT for piece in pieces if step.kind == DENSE)
         height, width = step.size
