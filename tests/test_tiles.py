@@ -144,10 +144,10 @@ def test_what_is_computed_while_it_is_read_lies_in_registers(target, vectors):
         check_loops(assembly(target, tile, vectors=vectors), target.multiply, each * vectors, unrolled=True)
 
 
-@every_target
-def test_sums_for_a_batch_normalisation_lie_in_registers(target):
+@pytest.mark.parametrize(("target", "vectors"), [named(name, v) for name in TARGETS for v in TARGETS[name].machine.heights])
+def test_sums_for_a_batch_normalisation_lie_in_registers(target, vectors):
     for tile, each in ((training_tiles.measure, 1), (training_tiles.covary, 2)):
-        check_loops(assembly(target, tile), target.multiply, each, unrolled=True)
+        check_loops(assembly(target, tile, vectors=vectors), target.multiply, each * vectors, unrolled=True)
 
 
 @every_target

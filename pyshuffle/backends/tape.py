@@ -6,9 +6,11 @@ named in `wrt`; what reaches any other array that no operation made is dropped.
 
 from typing import Any, NamedTuple
 
-from ..ops.reading import Normalised
 from ..types import Array, Params
 from .arrays import Arrays
+
+
+LOOK_BACK = "conv_bn", "depthwise_bn", "add_relu"  # whose gradients want to know what was made
 
 
 class Record(NamedTuple):
@@ -31,8 +33,8 @@ class Tape(Arrays):
 
     def run(self, op: str, inputs: tuple[Array, ...], names: tuple[str, ...] = (), **settings: Any) -> Any:
         y = super().run(op, inputs, names, **settings)
-        if isinstance(y, Normalised):
-            settings["z"] = y  # its gradient wants to know what was made
+        if op in LOOK_BACK:
+            settings["z"] = y
         self.records.append(Record(op, inputs, names, settings, y if isinstance(y, tuple) else (y,)))
         return y
 
@@ -53,6 +55,8 @@ class Tape(Arrays):
             douts = [self.zeros_like(made) if d is None else d for made, d in zip(outputs, arrived, strict=True)]
             if op in ("conv", "conv_bn") and id(inputs[0]) not in followed:
                 settings = {**settings, "need_dx": False}  # the first layer: the gradient by the image is costly, and dropped
+            elif op == "conv_bn" and id(inputs[0]) in by_array:
+                settings = {**settings, "before": by_array.pop(id(inputs[0]))}  # what has come from elsewhere is added on the way
             sent = self.functions[op][1](*douts, *inputs, *map(self.param, names), **settings)
             for name, d in zip(names, sent[len(inputs) :], strict=True):
                 self.add_to(by_name, name, d)

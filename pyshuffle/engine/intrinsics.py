@@ -57,5 +57,6 @@ if not config.DISABLE_JIT:
     library.load()
 dense_tile, window_tile, slope_tile = _numbered(dense), _numbered(window), _numbered(slope)
 normalise_tile, differentiate_tile = _numbered(normalise), _numbered(differentiate)
+measure_tile, covary_tile = _numbered(measure), _numbered(covary)
 maximum_tile, average_tile, peak_tile = _sole(maximum), _sole(average), _sole(peak)
-maximum_slope_tile, measure_tile, covary_tile = _sole(maximum_slope), _sole(measure), _sole(covary)
+maximum_slope_tile = _sole(maximum_slope)

@@ -70,32 +70,53 @@ def differentiate(e: Emitter, given: Arguments, vectors: int) -> None:
         following.append(e.build.add(target, given["target_row"]))
 
 
-@tile("source source_row rows near total square")
-def measure(e: Emitter, given: Arguments) -> None:
-    """total = sum (x - near), square = sum (x - near)^2 over rows x."""
-    near, none = e.load(given["near"], e.vector), ir.Constant(e.vector, [0.0] * e.lanes)
-    with e.loop(given["rows"], [given["source"], none, none]) as ((source, total, square), following):
-        above = e.build.fsub(e.load(source, e.vector), near)
-        following += [e.build.add(source, given["source_row"]), e.build.fadd(total, above), e.multiply_add(above, above, square)]
-    e.store(following[1], given["total"])
-    e.store(following[2], given["square"])
+@tile("source source_row source_last rows near total square")
+def measure(e: Emitter, given: Arguments, vectors: int) -> None:
+    """total = sum (x - near), square = sum (x - near)^2 over rows x, in vectors as `normalise` has them."""
+    places = beside(e, given, vectors)
+    near = [e.load(e.build.add(given["near"], place), e.vector) for place in places]
+    none = [ir.Constant(e.vector, [0.0] * e.lanes)] * vectors
+    with e.loop(given["rows"], [given["source"], *none, *none]) as ((source, *sums), following):
+        above = [e.build.fsub(e.load(e.build.add(source, p), e.vector), n) for p, n in zip(places, near, strict=True)]
+        following.append(e.build.add(source, given["source_row"]))
+        following += [e.build.fadd(total, x) for total, x in zip(sums, above, strict=False)]
+        following += [e.multiply_add(x, x, square) for square, x in zip(sums[vectors:], above, strict=True)]
+    keep_sums(e, given, places, following[1:], "total", "square")
 
 
-@tile("source source_row gradient gradient_row constants constants_row rows total product low")
-def covary(e: Emitter, given: Arguments) -> None:
+@tile("source source_row source_last gradient gradient_row constants constants_row rows total product low")
+def covary(e: Emitter, given: Arguments, vectors: int) -> None:
     """total = sum d, product = sum d (x - mean) over rows x and dz, where d = dz [z > low], with z as `normalise` has it."""
-    mean, scale, beta = constants(e, given, I64(0), 3)
+    places = beside(e, given, vectors)
+    known = [constants(e, given, place, 3) for place in places]
+    ahead = e.build.mul(given["rows"], given["source_row"])
     low, none = e.everywhere(given["low"]), ir.Constant(e.vector, [0.0] * e.lanes)
     linear = e.build.fcmp_ordered("==", low, ir.Constant(e.vector, [-math.inf] * e.lanes))  # then all passes, whatever it is
-    begin = [given["source"], given["gradient"], none, none]
-    with e.loop(given["rows"], begin) as ((source, gradient, total, product), following):
-        above = e.build.fsub(e.load(source, e.vector), mean)
-        passed = e.build.or_(linear, e.build.fcmp_ordered(">", e.multiply_add(above, scale, beta), low))
-        d = e.build.select(passed, e.load(gradient, e.vector), none)
+    begin = [given["source"], given["gradient"], *[none] * (2 * vectors)]
+    with e.loop(given["rows"], begin) as ((source, gradient, *sums), following):
         following += [e.build.add(source, given["source_row"]), e.build.add(gradient, given["gradient_row"])]
-        following += [e.build.fadd(total, d), e.multiply_add(d, above, product)]
-    e.store(following[2], given["total"])
-    e.store(following[3], given["product"])
+        products = []
+        for place, (mean, scale, beta), total, product in zip(places, known, sums[:vectors], sums[vectors:], strict=True):
+            above = e.build.fsub(e.load(e.build.add(source, place), e.vector), mean)
+            e.prefetch(e.build.add(e.build.add(source, place), ahead))
+            passed = e.build.or_(linear, e.build.fcmp_ordered(">", e.multiply_add(above, scale, beta), low))
+            d = e.build.select(passed, e.load(e.build.add(gradient, place), e.vector), none)
+            following.append(e.build.fadd(total, d))
+            products.append(e.multiply_add(d, above, product))
+        following += products
+    keep_sums(e, given, places, following[2:], "total", "product")
+
+
+def beside(e: Emitter, given: Arguments, vectors: int) -> list[ir.Value]:
+    """Where vectors lie side by side, the last of which may overlap the one before."""
+    return [*(I64(v * e.size) for v in range(vectors - 1)), given["source_last"]]
+
+
+def keep_sums(e: Emitter, given: Arguments, places: list[ir.Value], sums: list[ir.Value], *goals: str) -> None:
+    """Store sums of as many kinds as there are goals, where the channels they are of lie."""
+    for number, total in enumerate(sums):
+        kind, vector = divmod(number, len(places))
+        e.store(total, e.build.add(given[goals[kind]], places[vector]))
 
 
 def constants(e: Emitter, given: Arguments, place: ir.Value, count: int) -> list[ir.Value]:
@@ -106,10 +127,8 @@ def constants(e: Emitter, given: Arguments, place: ir.Value, count: int) -> list
 
 def side_by_side(e: Emitter, given: Arguments, vectors: int) -> list[tuple[ir.Value, ir.Value]]:
     """Where vectors lie in a row that is read, and in one that is written."""
-    return [
-        *((I64(v * e.size), I64(v * e.size)) for v in range(vectors - 1)),
-        (given["source_last"], given["target_last"]),
-    ]
+    places = beside(e, given, vectors)
+    return list(zip(places, [*places[:-1], given["target_last"]], strict=True))
 
 
 @tile("row0 row1 row2 apart pixel last gradient gradient_pixel count")

@@ -12,7 +12,8 @@ from numba import prange
 from ..types import Array
 from .check import check_gradient, check_same, require_float32
 from .jit import helper, kernel, rows
-from .reading import ROWS, Map, block, source
+from .reading import ROWS, Map, block, cuts, source
+from .sums import begun, covary, left
 
 
 def forward_reference(a: Array, b: Array) -> Array:
@@ -45,13 +46,15 @@ def _forward(a, b, low, y):  # (P, C); low: 0 for a ReLU, else -inf
 
 
 @kernel
-def _backward(dy, a, b, d):  # of the sum with a ReLU
-    for part in prange(-(-len(d) // ROWS)):
-        first, lefts, rights = read_both(a, b, part, len(d))
-        for r in range(len(lefts)):
-            left, right, given, out = lefts[r], rights[r], dy[first + r], d[first + r]
-            for c in range(len(out)):
-                out[c] = given[c] if left[c] + right[c] > 0 else np.float32(0)
+def _backward(dy, z, b, ends, d, sums):  # of the sum with a ReLU, z; sums (parts, 2, C) of d and b, or (0, 0, 0)
+    for part in prange(len(ends) - 1):
+        for first in range(ends[part], ends[part + 1], ROWS):
+            last = min(first + ROWS, ends[part + 1])
+            given, made, out = dy[first:last].reshape(-1), z[first:last].reshape(-1), d[first:last].reshape(-1)
+            for k in range(len(out)):
+                out[k] = given[k] if made[k] > 0 else np.float32(0)
+            if len(sums):
+                covary(b, first, last, d, sums[part])
 
 
 def forward(a: Map, b: Map, relu: bool = False) -> Array:
@@ -71,10 +74,11 @@ def relu_forward(a: Map, b: Map) -> Array:
     return forward(a, b, relu=True)
 
 
-def relu_backward(dy: Array, a: Map, b: Map) -> tuple[Array, Array]:
-    """dy like y, float32 -> da, db. Raises ShapeError."""
-    check_gradient(dy, a.shape)
+def relu_backward(dy: Array, a: Map, b: Map, z: Array) -> tuple[Array, Array]:
+    """dy like z, what was made of a and b, float32 -> da, db. Raises ShapeError."""
+    check_gradient(dy, z.shape)
     require_float32(dy)
-    d = np.empty(a.shape, np.float32)
-    _backward(rows(dy), source(a), source(b), rows(d))
-    return d, d
+    d, ends, branch = np.empty(z.shape, np.float32), cuts(z.size // z.shape[-1]), source(b)
+    sums = begun(branch, len(ends) - 1)
+    _backward(rows(dy), rows(z), branch, ends, rows(d), sums)
+    return d, left(b, d, sums)

@@ -17,16 +17,13 @@ Cost: no multiply-add that the papers count; in inference it is folded into the 
 import numpy as np
 from numba import prange
 
-from ..engine.intrinsics import covary_tile
-from ..engine.machine import FLOAT, machine
 from ..errors import ShapeError
 from ..types import Array, Shaped
 from .check import EPS, check_gradient, require_float32
-from .jit import BLOCKS, kernel, rows
-from .moments import CHUNK, measure, merged
-from .reading import GRADIENT, Normalised, Source, computed, cuts
-
-LANES = machine().lanes
+from .jit import helper, kernel, rows
+from .moments import measure, merged
+from .reading import GRADIENT, Normalised, Source, computed, cuts, widened, widened_rows
+from .sums import begun, covary
 
 
 def forward_reference(
@@ -61,38 +58,19 @@ def statistics_reference(x: Array) -> tuple[Array, Array]:
 
 
 @kernel
-def _gradient(source, parts, var, gamma, count, dgamma, dbeta):
-    # parts (BLOCKS, 2, C), float64: of sum dz and sum dz (x - mean); count: of values that mean and var are of, or 0
-    x, dz, constants, low = source.x, source.dz, source.constants, source.low
-    channels, row = x.shape[1], x.shape[1] * FLOAT
-    for part in prange(len(parts)):
-        total, product = np.empty(channels, np.float32), np.empty(channels, np.float32)
-        parts[part] = 0
-        last = (part + 1) * len(x) // len(parts)
-        for begin in range(part * len(x) // len(parts), last, CHUNK):
-            end = min(begin + CHUNK, last)
-            if channels < LANES:
-                total[:], product[:] = 0, 0
-                for p in range(begin, end):
-                    for c in range(channels):
-                        above = x[p, c] - constants[0, c]
-                        d = dz[p, c] if low == -np.inf or above * constants[1, c] + constants[2, c] > low else np.float32(0)
-                        total[c] += d
-                        product[c] += d * above
-            for v in range(-(-channels // LANES) if channels >= LANES else 0):
-                start = min(v * LANES, channels - LANES) * FLOAT
-                covary_tile(
-                    (x.ctypes.data + start + begin * row, row, dz.ctypes.data + start + begin * row, row,
-                     constants.ctypes.data + start, row, end - begin, total.ctypes.data + start, product.ctypes.data + start, low)
-                )  # fmt: skip
-            for c in range(channels):
-                parts[part, 0, c] += total[c]
-                parts[part, 1, c] += product[c]
-    for c in range(channels):
-        slope, offset = 0.0, 0.0
-        for part in range(len(parts)):
-            offset += parts[part, 0, c]
-            slope += parts[part, 1, c]
+def _covary(x, dz, ends, sums):
+    for part in prange(len(sums)):
+        covary(x, ends[part], ends[part + 1], dz, sums[part])
+
+
+@helper
+def _gradient(sums, var, gamma, count, constants, dgamma, dbeta):
+    # sums (parts, 2, C) of sums.py; count: of values that mean and var are of, or 0
+    for c in range(len(var)):
+        offset, slope = 0.0, 0.0
+        for part in range(len(sums)):
+            offset += sums[part, 0, c]
+            slope += sums[part, 1, c]
         inverse = 1 / np.sqrt(np.float64(var[c]) + EPS)
         dbeta[c], dgamma[c] = offset, slope * inverse
         if count:
@@ -120,14 +98,23 @@ def backward(
     check(x, gamma, beta, mean, var, dy)
     require_float32(dy, x, gamma, beta, mean, var)
     dx, dgamma, dbeta = gradient(dy, Normalised(x, mean, var, gamma, beta, relu), training)
-    return computed(dx).reshape(x.shape), dgamma, dbeta
+    return computed(dx)[:, : x.shape[-1]].reshape(x.shape), dgamma, dbeta
 
 
 def gradient(dy: Array, y: Normalised, training: bool) -> tuple[Source, Array, Array]:
     """dy like y -> the gradient by what y normalises, to be computed where it is read; dgamma, dbeta (C,)."""
-    dx = y.source._replace(kind=GRADIENT, dz=rows(dy), constants=y.source.constants.copy())
+    x, dz = y.source, rows(dy)
+    if x.x.shape[1] > x.channels:  # a vector wide
+        x, dz = widened(x), widened_rows(dy)
+    dx = x._replace(kind=GRADIENT, dz=dz, constants=x.constants.copy())
+    if y.known and y.known[0] is dy:
+        sums = y.known[1]
+    else:
+        ends = cuts(len(dx.x))
+        sums = begun(x, len(ends) - 1)
+        _covary(x, dz, ends, sums)
     dgamma, dbeta = np.empty((2, y.shape[-1]), np.float32)
-    _gradient(dx, np.empty((BLOCKS, 2, y.shape[-1])), y.var, y.gamma, len(dx.x) if training else 0, dgamma, dbeta)
+    _gradient(sums, y.var, y.gamma, len(dx.x) if training else 0, dx.constants, dgamma, dbeta)
     return dx, dgamma, dbeta
 
 

@@ -19,8 +19,9 @@ from ..errors import ShapeError
 from ..types import Array, Shaped
 from . import product
 from .check import check_gradient, check_map, out_size, require_float32
-from .jit import kernel
-from .reading import Map, Source, source, whole
+from .jit import kernel, rows
+from .reading import NOTHING, Map, Source, source, whole
+from .sums import left
 from .windows import fold, pad, windows
 
 
@@ -51,7 +52,7 @@ def by_group(array: Array, groups: int) -> Array:
 
 def forward(x: Array, w: Array, stride: int = 1, groups: int = 1) -> Array:
     """x (N, H, W, C), w (K, K, C/G, O) -> y (N, ceil(H/s), ceil(W/s), O), float32. Raises ShapeError."""
-    return measured(x, w, stride, groups, False)[0]
+    return np.ascontiguousarray(measured(x, w, stride, groups, False)[0])
 
 
 def backward(dy: Array, x: Array, w: Array, stride: int = 1, groups: int = 1, need_dx: bool = True) -> tuple[Array | None, Array]:
@@ -65,25 +66,32 @@ def measured(x: Map, w: Array, stride: int = 1, groups: int = 1, wanted: bool = 
     """y as `forward` has it and, if wanted, its moments in parts, with the rows in each. Raises ShapeError."""
     shape = check(x, w, stride, groups)
     require_float32(x, w)
-    rows, view = viewed(x, len(w), stride, shape)
-    y, moments = product.multiply(rows, view, w.reshape(-1, *w.shape[2:]), groups, wanted)
+    pixels, view = viewed(x, len(w), stride, shape)
+    y, moments = product.multiply(pixels, view, w.reshape(-1, *w.shape[2:]), groups, wanted)
     counts = np.minimum(len(view.rows), view.size - np.arange(len(view.blocks)) * len(view.rows))
-    return y.reshape(shape), (moments, counts)
+    return y.reshape(*shape[:3], -1)[..., : shape[3]], (moments, counts)
 
 
 def backpropagated(
-    dy: Source, x: Map, w: Array, stride: int = 1, groups: int = 1, need_dx: bool = True
+    dy: Source, x: Map, w: Array, stride: int = 1, groups: int = 1, need_dx: bool = True, before: Array | None = None
 ) -> tuple[Array | None, Array]:
-    """dx and dw as `backward` has them. Raises ShapeError."""
+    """dx and dw as `backward` has them; before: a gradient like x, which is added to dx. Raises ShapeError."""
     shape = check(x, w, stride, groups)
     require_float32(x, w)
-    rows, view = viewed(x, len(w), stride, shape)
-    dpatches, dw = product.backward(dy, rows, view, w.reshape(-1, *w.shape[2:]), groups, need_dx)
+    pixels, view = viewed(x, len(w), stride, shape)
+    of_pixels = len(w) == stride == 1
+    begin = NOTHING if before is None else rows(before)
+    dx, dw, sums = product.backward(
+        dy, pixels, view, w.reshape(-1, *w.shape[2:]), groups, need_dx, begin if of_pixels else NOTHING
+    )
     dw = dw.reshape(w.shape)
-    if dpatches is None or len(w) == stride == 1:
-        return dpatches if dpatches is None else dpatches.reshape(x.shape), dw
-    dpatches = dpatches.reshape(*shape[:3], groups, len(w), len(w), -1)
-    return fold(np.moveaxis(dpatches, 3, 5).reshape(*shape[:3], len(w), len(w), -1), x.shape, stride), dw
+    if dx is None:
+        return None, dw
+    if of_pixels:
+        return left(x, dx.reshape(x.shape), sums), dw
+    dpatches = np.moveaxis(dx.reshape(*shape[:3], groups, len(w), len(w), -1), 3, 5).reshape(*shape[:3], len(w), len(w), -1)
+    dx = fold(dpatches, x.shape, stride)
+    return dx if before is None else dx + before, dw
 
 
 @kernel

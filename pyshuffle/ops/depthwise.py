@@ -23,6 +23,7 @@ from .jit import BLOCKS, helper, kernel, require_jit
 from .moments import measure
 from .product import vector_starts
 from .reading import Map, Source, read_rows, source, widened
+from .sums import begun, covary, left
 from .windows import fold, windows
 
 LANES, RUN, LOW, HIGH = machine().lanes, machine().run, np.float32(-np.inf), np.float32(np.inf)
@@ -78,10 +79,11 @@ def filter_image(padded, weights, starts, stride, y, bias):
 
 
 @kernel
-def _backward(dy, x, rows, columns, turned, starts, stride, parts, dx):
-    # parts (BLOCKS or fewer, vectors, 9, LANES): each block of images sums its dw there; turned: the filter by half a circle
+def _backward(dy, x, rows, columns, turned, starts, stride, parts, dx, sums):
+    # parts (BLOCKS or fewer, vectors, 9, LANES): each block of images sums its dw there; turned: the filter by half a circle;
+    # sums (parts, 2, C) of dx, or (0, 0, 0)
     images, height, width, channels = dx.shape
-    pixel, bias = channels * FLOAT, np.zeros(LANES, np.float32)
+    pixel, bias, flat = channels * FLOAT, np.zeros(LANES, np.float32), dx.reshape(-1, channels)
     for part in prange(len(parts)):
         parts[part] = 0
         padded = np.zeros((stride * (rows - 1) + 3, stride * (columns - 1) + 3, channels), np.float32)
@@ -98,18 +100,21 @@ def _backward(dy, x, rows, columns, turned, starts, stride, parts, dx):
                      apart, rows, columns, parts[part, v].ctypes.data),
                 )  # fmt: skip
             filter_image(spread, turned, starts, 1, dx[n], bias)
+            if len(sums):
+                covary(x, n * height * width, (n + 1) * height * width, flat, sums[part])
 
 
 def forward(x: Array, w: Array, stride: int = 1) -> Array:
     """x (N, H, W, C), w (3, 3, C) -> y (N, ceil(H/s), ceil(W/s), C), float32. Raises ShapeError."""
-    return measured(x, w, stride, wanted=False)[0]
+    return np.ascontiguousarray(measured(x, w, stride, wanted=False)[0])
 
 
 def backward(dy: Array, x: Array, w: Array, stride: int = 1) -> tuple[Array, Array]:
     """dy (N, ceil(H/s), ceil(W/s), C) -> dx like x, dw like w, float32. Raises ShapeError."""
     check(x, w, stride, dy)
     require_float32(dy)
-    return backpropagated(source(dy), x, w, stride)
+    dx, dw = backpropagated(source(dy), x, w, stride)
+    return np.ascontiguousarray(dx), dw
 
 
 def measured(x: Map, w: Array, stride: int = 1, wanted: bool = True) -> tuple[Array, tuple[Array, Array]]:
@@ -120,8 +125,8 @@ def measured(x: Map, w: Array, stride: int = 1, wanted: bool = True) -> tuple[Ar
     channels, filters, starts = shape[3], *by_vector(w)
     y = np.empty((*shape[:3], max(channels, LANES)), np.float32)
     moments = np.empty((len(x), 3, y.shape[3]) if wanted else (0, 0, 0))
-    _filter(widened(source(x)), *x.shape[1:3], filters, starts, stride, y, moments)
-    return np.ascontiguousarray(y[..., :channels]), (moments[..., :channels], np.full(len(x), shape[1] * shape[2]))
+    _filter(widened(x), *x.shape[1:3], filters, starts, stride, y, moments)
+    return y[..., :channels], (moments[..., :channels], np.full(len(x), shape[1] * shape[2]))
 
 
 def backpropagated(dy: Source, x: Map, w: Array, stride: int = 1) -> tuple[Array, Array]:
@@ -132,11 +137,13 @@ def backpropagated(dy: Source, x: Map, w: Array, stride: int = 1) -> tuple[Array
     channels, turned, starts = shape[3], *by_vector(w[::-1, ::-1])
     parts = np.empty((min(BLOCKS, len(x)), len(starts), 9, LANES), np.float32)
     dx = np.empty((*x.shape[:3], max(channels, LANES)), np.float32)
-    _backward(widened(dy), widened(source(x)), *shape[1:3], turned, starts, stride, parts, dx)
+    given = widened(x)
+    sums = begun(given, len(parts))
+    _backward(widened(dy), given, *shape[1:3], turned, starts, stride, parts, dx, sums)
     vectors, lanes = np.divmod(np.arange(channels), LANES)
     lanes += vectors * LANES - starts[vectors]  # the last vector was moved back
     dw = parts.sum(axis=0)[vectors, :, lanes].T.reshape(3, 3, channels)
-    return np.ascontiguousarray(dx[..., :channels]), np.ascontiguousarray(dw)
+    return left(x, dx[..., :channels], sums), np.ascontiguousarray(dw)
 
 
 def by_vector(w: Array) -> tuple[Array, npt.NDArray[np.int64]]:

@@ -13,30 +13,40 @@ from ..engine.machine import FLOAT, machine
 from ..types import Array
 from .jit import helper
 
-LANES = machine().lanes
+LANES, MOST = machine().lanes, max(machine().heights)
 CHUNK = 128  # rows whose sums may be kept in float32, before they are added up in float64
 
 
 @helper
-def measure(x, first, last, moments):
-    """moments (3, C) become those of rows `first` to `last` of x (P, C)."""
+def side_by_side(channels, first):
+    """How many vectors a tile has of so many channels, from `first` on, and bytes to the last of them."""
+    vectors = min(MOST, -(-(channels - first) // LANES))
+    return vectors, min((vectors - 1) * LANES, channels - LANES - first) * FLOAT
+
+
+@helper
+def measure(x, first, end, moments):
+    """moments (3, C) become those of rows `first` to `end` of x (P, C)."""
     channels, row = x.shape[1], x.shape[1] * FLOAT
     for c in range(channels):
         moments[0, c], moments[1, c], moments[2, c] = x[first, c], 0, 0
     total, square = np.empty(channels, np.float32), np.empty(channels, np.float32)
-    for begin in range(first, last, CHUNK):
-        end = min(begin + CHUNK, last)
+    for begin in range(first, end, CHUNK):
+        count = min(CHUNK, end - begin)
         if channels < LANES:
             total[:], square[:] = 0, 0
-            for p in range(begin, end):
+            for p in range(begin, begin + count):
                 for c in range(channels):
                     above = x[p, c] - x[first, c]
                     total[c] += above
                     square[c] += above * above
-        for v in range(-(-channels // LANES) if channels >= LANES else 0):
-            start = min(v * LANES, channels - LANES) * FLOAT
-            data, near = x.ctypes.data + start, x.ctypes.data + start + first * row
-            measure_tile((data + begin * row, row, end - begin, near, total.ctypes.data + start, square.ctypes.data + start))
+        for c in range(0, channels if channels >= LANES else 0, MOST * LANES):
+            vectors, last = side_by_side(channels, c)
+            data, near = x.ctypes.data + (begin * channels + c) * FLOAT, x.ctypes.data + (first * channels + c) * FLOAT
+            measure_tile(
+                vectors,
+                (data, row, last, count, near, total.ctypes.data + c * FLOAT, square.ctypes.data + c * FLOAT),
+            )  # fmt: skip
         for c in range(channels):
             moments[1, c] += total[c]
             moments[2, c] += square[c]

@@ -18,7 +18,8 @@ from ..types import Array, Shaped
 from .check import check_gradient, check_map, out_size, require_float32
 from .jit import helper, kernel
 from .product import vector_starts
-from .reading import Map, block, source, widened
+from .reading import Map, block, widened, widened_rows
+from .sums import begun, covary, left
 from .windows import fold, windows
 
 LANES = machine().lanes
@@ -91,7 +92,7 @@ def _max(x, height, width, y):
 
 
 @kernel
-def _max_backward(dy, x, starts, dx):
+def _max_backward(dy, x, starts, dx, sums):  # sums (N, 2, C) of dx, or (0, 0, 0)
     images, rows, columns, channels = dy.shape
     _, height, width, _ = dx.shape
     pixel, row = channels * FLOAT, width * channels * FLOAT
@@ -107,6 +108,8 @@ def _max_backward(dy, x, starts, dx):
                     (at + above, at + middle, at + below, apart, pixel, row - pixel, dy[n, i].ctypes.data + start * FLOAT, pixel,
                      columns)
                 )  # fmt: skip
+        if len(sums):
+            covary(x, n * height * width, (n + 1) * height * width, dx.reshape(-1, channels), sums[n])
 
 
 @kernel
@@ -150,21 +153,21 @@ def _mean(x, y):
 
 def maximum(x: Map) -> Array:
     """x (N, H, W, C), float32 -> y (N, ceil(H/2), ceil(W/2), C). Raises ShapeError."""
-    y = np.empty(pooled_shape(x), np.float32)
+    shape, given = pooled_shape(x), widened(x)
+    y = np.empty((*shape[:3], given.channels), np.float32)
     require_float32(x)
-    _max(source(x), *x.shape[1:3], y)
-    return y
+    _max(given, *x.shape[1:3], y)
+    return np.ascontiguousarray(y[..., : shape[3]])
 
 
 def max_backward(dy: Array, x: Map) -> tuple[Array]:
     """dy (N, ceil(H/2), ceil(W/2), C), float32 -> dx like x. Raises ShapeError."""
     check_gradient(dy, pooled_shape(x))
     require_float32(dy, x)
-    channels, given = x.shape[3], widened(source(x))
-    slopes = widened(source(dy)).x.reshape(*dy.shape[:3], -1) if channels < LANES else np.ascontiguousarray(dy)
-    dx = np.empty((*x.shape[:3], slopes.shape[3]), np.float32)
-    _max_backward(slopes, given, vector_starts(slopes.shape[3]), dx)
-    return (np.ascontiguousarray(dx[..., :channels]),)
+    given, slopes = widened(x), widened_rows(dy).reshape(*dy.shape[:3], -1)
+    dx, sums = np.empty((*x.shape[:3], given.channels), np.float32), begun(given, len(x))
+    _max_backward(slopes, given, vector_starts(given.channels), dx, sums)
+    return (left(x, dx[..., : x.shape[3]], sums),)
 
 
 def average(x: Array) -> Array:

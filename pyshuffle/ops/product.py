@@ -23,7 +23,8 @@ from ..engine.machine import FLOAT, machine
 from ..types import Array
 from .jit import BLOCKS, helper, kernel, require_jit
 from .moments import measure
-from .reading import PLAIN, Source, read, read_narrow, read_vectors
+from .reading import NOTHING, PLAIN, Source, read, read_narrow, read_vectors
+from .sums import NO_SUMS, begun, covary
 
 LANES, HEIGHTS, HALVED = machine().lanes, machine().heights, machine().halved
 MOST, TALL = max(HEIGHTS), max(HEIGHTS.values())
@@ -117,20 +118,41 @@ def _pack(w, table, starts, groups, weights):  # w (taps, C/G, O)
     taps, inputs, outputs = w.shape
     for panel in range(len(table)):
         halves, vector, channels, source, at = table[panel]
-        first = source // FLOAT  # channel of x
         for k in range(taps * channels):
-            c = first + k % channels
+            c = source // FLOAT + k % channels  # of x
             row = w[k // channels, c % inputs]
             for v in range((halves + 1) // 2):
-                lanes = min(LANES, halves * LANES // 2 - v * LANES)
-                start, out = starts[vector + v], weights[at : at + LANES]
+                given, out = row[starts[vector + v] :], weights[at : at + LANES]
                 at += LANES
-                for lane in range(lanes):
-                    out[lane] = row[start + lane]
-                if channels > inputs:  # more groups than one
+                if 2 * v + 1 == halves:
+                    for lane in range(LANES // 2):
+                        out[lane] = given[lane]
+                elif channels == inputs:
                     for lane in range(LANES):
-                        if (start + lane) // (outputs // groups) != c // inputs:
-                            out[lane] = 0
+                        out[lane] = given[lane]
+                else:  # more groups than one
+                    for lane in range(LANES):
+                        own = (starts[vector + v] + lane) // (outputs // groups) == c // inputs
+                        out[lane] = given[lane] if own else np.float32(0)
+
+
+@helper
+def _transpose(w, groups, out):
+    """w (taps, C/G, O) -> out (O/G, G taps C/G): block by block, as memory is read and written a line at a time."""
+    taps, inputs, outputs = w.shape
+    own, block = outputs // groups, np.empty((LANES, LANES), np.float32)
+    for g, tap in np.ndindex(groups, taps):
+        for first in range(0, own, LANES):
+            for begin in range(0, inputs, LANES):
+                width, height = min(LANES, own - first), min(LANES, inputs - begin)
+                for c in range(height):
+                    given, column = w[tap, begin + c, g * own + first :], block[:, c]
+                    for o in range(width):
+                        column[o] = given[o]
+                for o in range(width):
+                    given, row = block[o], out[first + o, (g * taps + tap) * inputs + begin :]
+                    for c in range(height):
+                        row[c] = given[c]
 
 
 @helper
@@ -166,7 +188,7 @@ def _multiply(x, direct, blocks, rows, size, columns, begins, table, starts, wei
 
 
 def multiply(x: Source, view: View, w: Array, groups: int, measured: bool = False) -> tuple[Array, Array]:
-    """The rows of x times w (taps, C/G, O) -> y (P, O), and, if wanted, the moments of its blocks (B, 3, O). Raises
+    """The rows of x times w (taps, C/G, O) -> y (P, O or LANES), and, if wanted, the moments of its blocks (B, 3, O). Raises
     PyShuffleError without compiled code."""
     require_jit()
     outputs = w.shape[2]
@@ -178,7 +200,7 @@ def multiply(x: Source, view: View, w: Array, groups: int, measured: bool = Fals
         x, direct(x), view.blocks, view.rows, view.size, p.columns, p.begins, p.table, p.places,
         packed(w, p, groups), ZEROS, places(len(view.rows), w.shape[2]), y, moments,
     )  # fmt: skip
-    return np.ascontiguousarray(y[:, :outputs]), moments[..., :outputs]
+    return y, moments[..., :outputs]
 
 
 def direct(x: Source) -> bool:
@@ -217,7 +239,7 @@ class Cuts(NamedTuple):
     first: npt.NDArray[np.int64]  # channel of each cut
     last: npt.NDArray[np.int64]  # vector of each cut, in channels from the first
     vectors: int
-    place: tuple[npt.NDArray[np.int64], ...]  # of each channel: its cut, vector, lane
+    runs: npt.NDArray[np.int64]  # channels side by side: their cut, vector and first lane, the first of them, and how many
     cells: npt.NDArray[np.uint32]  # of a row of x in bytes, a few more than there are, so that they fill tiles
     targets: npt.NDArray[np.uint32]  # where the sums of each are kept
     offsets: npt.NDArray[np.uint32]  # of each channel in a block of dy that is cut in this way
@@ -237,19 +259,22 @@ def cuts(taps: tuple[int, ...], inputs: int, groups: int, outputs: int, rows: in
     cut = np.minimum(vector // vectors, count - 1)
     own, vector = channel // outputs * count + cut, vector - begins[cut]
     lane = channel - first[own] - np.where(vector == vectors - 1, last[own], vector * LANES)
+    begin = np.flatnonzero(np.diff(own * vectors + vector, prepend=-1))
+    runs = np.stack((own[begin], vector[begin], lane[begin], begin, np.diff(begin, append=len(channel))), axis=1)
     cells = np.add.outer(taps, np.arange(inputs) * FLOAT).ravel()
     cells = np.pad(cells, (0, TALL - 1), mode="edge").astype(np.uint32)
     targets = np.arange(len(cells), dtype=np.uint32) * np.uint32(vectors * LANES * FLOAT)
     offsets = ((own * rows * vectors + vector) * LANES + lane) * FLOAT
-    return Cuts(first, last, vectors, (own, vector, lane), cells, targets, offsets.astype(np.uint32))
+    return Cuts(first, last, vectors, runs, cells, targets, offsets.astype(np.uint32))
 
 
 @kernel
 def _backward(
     dy, x, direct, blocks, rows, size, first_channels, last_channels, cells, targets, stored, inputs, parts,
-    dy_rows, columns, begins, table, starts, weights, places, bias, dx,
+    dy_rows, columns, begins, table, starts, weights, places, before, dx, sums,
 ):  # fmt: skip
-    # parts (BLOCKS or fewer, cuts, taps C/G and some more, vectors, LANES): of dw; dx (P, columns) or (0, 0)
+    # parts (BLOCKS or fewer, cuts, taps C/G and some more, vectors, LANES): of dw; dx (P, columns) or (0, 0); before: what dx begins
+    # with, like it, or (0, 0); sums (parts, 2, C) of dx, or (0, 0, 0)
     count, cuts, length, vectors, _ = parts.shape
     row = vectors * LANES * FLOAT
     for part in prange(count):
@@ -273,57 +298,69 @@ def _backward(
                 halves, vector, _, _, at = table[panel]
                 tile(
                     halves, here, dy_values.ctypes.data, dy_rows.ctypes.data, columns.ctypes.data + begins[panel] * 4,
-                    begins[panel + 1] - begins[panel], weights.ctypes.data + at * FLOAT, bias.ctypes.data,
-                    dx.ctypes.data + begin * dx.shape[1] * FLOAT, places.ctypes.data, starts.ctypes.data + vector * 4, NONE,
+                    begins[panel + 1] - begins[panel], weights.ctypes.data + at * FLOAT, ZEROS.ctypes.data,
+                    dx.ctypes.data + begin * dx.shape[1] * FLOAT, places.ctypes.data, starts.ctypes.data + vector * 4,
+                    np.int64(before.ctypes.data) + begin * dx.shape[1] * FLOAT if len(before) else NONE,
                 )  # fmt: skip
+            if len(sums):
+                covary(x, begin, begin + here, dx, sums[part])
             for cut in range(cuts):
                 g = cut * (x.channels // inputs) // cuts
                 source = (x.x.ctypes.data + blocks[b] if direct else np.int64(x_values.ctypes.data)) + g * inputs * FLOAT
                 out = np.int64(parts[part, cut].ctypes.data)
                 tile(
                     2 * vectors, length // HEIGHT[vectors] * HEIGHT[vectors], source, cells.ctypes.data, rows.ctypes.data, here,
-                    dy_values.ctypes.data + cut * len(rows) * row, bias.ctypes.data, out, targets.ctypes.data, stored.ctypes.data,
+                    dy_values.ctypes.data + cut * len(rows) * row, ZEROS.ctypes.data, out, targets.ctypes.data, stored.ctypes.data,
                     NONE if b == begun else out,
                 )  # fmt: skip
 
 
 @kernel
-def _add_up(parts, cut, vector, lane, dw):
-    # parts as `_backward` has them, and the place of each channel; dw (taps C/G, O). The first part becomes the sum of all
+def _add_up(parts, runs, dw):
+    # parts and runs as `_backward` and `Cuts` have them; dw (taps C/G, O)
     for k in prange(len(dw)):
-        sums = parts[0, :, k]
-        for part in range(1, len(parts)):
-            for c in range(len(sums)):
-                for v in range(sums.shape[1]):
-                    out, more = sums[c, v], parts[part, c, k, v]
-                    for i in range(len(out)):
-                        out[i] += more[i]
-        for o in range(dw.shape[1]):
-            dw[k, o] = sums[cut[o], vector[o], lane[o]]
+        row = dw[k]
+        for r in range(len(runs)):
+            cut, vector, lane, first, channels = runs[r]
+            out = row[first : first + channels]
+            out[:] = parts[0, cut, k, vector, lane : lane + channels]
+            for part in range(1, len(parts)):
+                more = parts[part, cut, k, vector, lane:]
+                for c in range(len(out)):
+                    out[c] += more[c]
 
 
-def backward(dy: Source, x: Source, view: View, w: Array, groups: int, need_dx: bool) -> tuple[Array | None, Array]:
-    """The rows of dy times w transposed -> dx (P, G taps C/G), if needed, and dw (taps, C/G, O). Raises PyShuffleError without
-    compiled code."""
+def backward(
+    dy: Source, x: Source, view: View, w: Array, groups: int, need_dx: bool, before: Array = NOTHING
+) -> tuple[Array | None, Array, Array]:
+    """The rows of dy times w transposed -> dx (P, G taps C/G), if needed, and dw (taps, C/G, O); and the sums of dx, if x is
+    normalised. before: added to dx, like it. Raises PyShuffleError without compiled code."""
     require_jit()
     taps, inputs, outputs = len(view.taps), w.shape[1], w.shape[2] // groups
     cut = view.taps, inputs, groups, outputs, len(view.rows)
     c = cuts(*cut)
     count = max(1, min(BLOCKS, view.size // PART, len(view.blocks)))
     parts = np.empty((count, len(c.first), len(c.cells), c.vectors, LANES), np.float32)
-    transposed = w.reshape(taps, inputs, groups, outputs).transpose(3, 2, 0, 1).reshape(1, outputs, -1)
-    columns = transposed.shape[2]
+    columns = groups * taps * inputs
+    transposed = np.empty((1, outputs, columns), np.float32)
+    _transpose(np.ascontiguousarray(w), groups, transposed[0])
     wide_w, wide_groups = wide(transposed, groups)
     p, dy_columns = slope_panels(cut, wide_groups, wide_w.shape[1], wide_w.shape[2] // wide_groups)
     dx = np.empty((view.size, wide_w.shape[2]) if need_dx else (0, 0), np.float32)
+    fits = need_dx and dx.shape[1] == columns
+    sums = begun(x, count) if fits else NO_SUMS
     _backward(
         dy, x, direct(x), view.blocks, view.rows, view.size, c.first, c.last, c.cells, c.targets, STORED, inputs, parts,
         places(len(view.rows), c.vectors * LANES), dy_columns, p.begins, p.table, p.places,
-        packed(wide_w, p, wide_groups), places(len(view.rows), wide_w.shape[2]), ZEROS, dx,
+        packed(wide_w, p, wide_groups), places(len(view.rows), wide_w.shape[2]), before if fits else NOTHING, dx, sums,
     )  # fmt: skip
     dw = np.empty((taps * inputs, w.shape[2]), np.float32)
-    _add_up(parts, *c.place, dw)
-    return np.ascontiguousarray(dx[:, :columns]) if need_dx else None, dw.reshape(w.shape)
+    _add_up(parts, c.runs, dw)
+    if need_dx and not fits:
+        dx = np.ascontiguousarray(dx[:, :columns])
+        if len(before):
+            dx += before
+    return dx if need_dx else None, dw.reshape(w.shape), sums
 
 
 @lru_cache(maxsize=4096)

@@ -10,6 +10,7 @@ On the way back, once the sums over all pixels are known, the gradient by x is c
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeAlias
 
@@ -22,10 +23,11 @@ from ..engine.machine import FLOAT, machine
 from ..types import Array
 from .check import EPS
 from .jit import BLOCKS, helper, kernel, require_jit, rows
+from .moments import MOST, side_by_side
 
 PLAIN, NORMALISED, GRADIENT = range(3)
 ROWS = 64  # of a part of a map: they stay in the nearest cache
-LANES, MOST, NOTHING = machine().lanes, max(machine().heights), np.empty((0, 0), np.float32)
+LANES, NOTHING = machine().lanes, np.empty((0, 0), np.float32)
 
 
 class Source(NamedTuple):
@@ -45,12 +47,13 @@ class Normalised:
 
     def __init__(self, x: Array, mean: Array, var: Array, gamma: Array, beta: Array, relu: bool) -> None:
         require_jit()
+        self.known: tuple[Array, Array] | None = None  # a gradient by it, and its sums (sums.py)
         self.x, self.mean, self.var, self.gamma = x, mean, var, gamma
         self.shape, self.ndim, self.size, self.dtype = x.shape, x.ndim, x.size, x.dtype
         constants = np.zeros((5, x.shape[-1]), np.float32)
         constants[:3] = mean, gamma / np.sqrt(var + np.float32(EPS)), beta
         low = np.float32(0 if relu else -np.inf)
-        self.source = Source(NORMALISED, rows(x), 0, x.shape[-1], NOTHING, constants, low)
+        self.source = Source(NORMALISED, *place(x), x.shape[-1], NOTHING, constants, low)
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -67,11 +70,18 @@ def source(x: Map) -> Source:
     if isinstance(x, Normalised):
         return x.source
     require_jit()
-    whole, first, base = x, 0, x.base
-    of_x = x.dtype, x.shape[:-1], x.strides
-    if isinstance(base, np.ndarray) and base.flags.c_contiguous and (base.dtype, base.shape[:-1], base.strides) == of_x:
-        whole, first = base, (x.ctypes.data - base.ctypes.data) // x.itemsize  # x is a part of its channels
-    return Source(PLAIN, rows(whole), first, x.shape[-1], NOTHING, unchanged(x.shape[-1]), np.float32(-np.inf))
+    return Source(PLAIN, *place(np.asarray(x)), x.shape[-1], NOTHING, unchanged(x.shape[-1]), np.float32(-np.inf))
+
+
+def place(x: Array) -> tuple[Array, int]:
+    """Contiguous rows that hold x, and the first of its channels there."""
+    base, pixels = x.base, x.shape[:-1]
+    if isinstance(base, np.ndarray) and base.flags.c_contiguous and base.dtype == x.dtype:
+        row = base.shape[-1:]
+        steps = [math.prod(pixels[axis + 1 :] + row) for axis in range(len(pixels))]
+        if base.size == math.prod(pixels + row) and x.strides == tuple(x.itemsize * step for step in (*steps, 1)):
+            return rows(base), (x.ctypes.data - base.ctypes.data) // x.itemsize
+    return rows(x), 0
 
 
 @lru_cache(maxsize=4096)
@@ -97,9 +107,8 @@ def read(source, begin, out, at):
 def read_rows(source, begin, count, target, target_row):
     """So many rows from `begin` on, of a vector's channels or more, to an address."""
     for first in range(0, source.channels, MOST * LANES):
-        vectors = min(MOST, -(-(source.channels - first) // LANES))
-        last = min((vectors - 1) * LANES, source.channels - LANES - first)
-        read_vectors(source, begin, count, vectors, first, last, target + first * FLOAT, target_row, last * FLOAT)
+        vectors, last = side_by_side(source.channels, first)
+        read_vectors(source, begin, count, vectors, first, last // FLOAT, target + first * FLOAT, target_row, last)
 
 
 @helper
@@ -160,7 +169,21 @@ def cuts(count: int) -> npt.NDArray[np.int64]:
     return np.arange(parts + 1) * count // parts
 
 
-def widened(x: Source) -> Source:
-    """Rows with at least a vector's channels."""
+def widened(x: Map | Source) -> Source:
+    """Rows with at least a vector's channels. What is in those that x does not have, nobody may read."""
+    x = x if isinstance(x, Source) else source(x)
     short = LANES - x.channels
-    return x if short <= 0 else source(np.pad(computed(x), ((0, 0), (0, short))))
+    if short <= 0:
+        return x
+    if x.kind != GRADIENT and x.first + LANES <= x.x.shape[1]:
+        return x._replace(channels=LANES, constants=np.pad(x.constants, ((0, 0), (0, short))))
+    return source(widened_rows(computed(x)))
+
+
+def widened_rows(x: Array) -> Array:
+    """The same for an array alone: contiguous rows (P, C), or (P, LANES) with the channels of x in front."""
+    whole, first = place(x)
+    short = LANES - x.shape[-1]
+    if short <= 0:
+        return rows(x)
+    return whole if (first, whole.shape[1]) == (0, LANES) else np.pad(rows(x), ((0, 0), (0, short)))

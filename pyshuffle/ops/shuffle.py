@@ -12,14 +12,23 @@ Each is the gradient of the other.
 Cost: no multiply-add, but every value is read and written. The engine moves nothing: there a shuffle is the order of a list.
 """
 
+import math
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import Any, TypeVar
+
 import numpy as np
+import numpy.typing as npt
 from numba import prange
 
 from ..errors import ShapeError
 from ..types import Array, Shaped
 from .check import check_gradient, require_float32
 from .jit import kernel, rows
-from .reading import ROWS, Map, read, source, whole
+from .reading import ROWS, Map, cuts, read, source, whole
+from .sums import NO_SUMS, begun, covary, left
+
+T = TypeVar("T")
 
 
 def shuffle_reference(x: Array, groups: int) -> Array:
@@ -56,8 +65,26 @@ def concat_backward_reference(dy: Array, a: Map, b: Map) -> tuple[Array, Array]:
     return dy[..., : a.shape[-1]], dy[..., a.shape[-1] :]
 
 
+class Joined:
+    """[left | right] along the channels, in the place of an array; np.asarray joins them."""
+
+    def __init__(self, left: Array, right: Array) -> None:
+        self.left, self.right = left, right
+        self.shape, self.dtype = check_concat(left, right), left.dtype
+        self.ndim, self.size = len(self.shape), math.prod(self.shape)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        return concat(self.left, self.right).astype(dtype or self.dtype, copy=False)
+
+
+@lru_cache(maxsize=4096)
+def order(channels: int, groups: int) -> npt.NDArray[np.uintp]:
+    """Which channel each of a shuffle's is."""
+    return np.arange(channels, dtype=np.uintp).reshape(groups, -1).T.ravel()
+
+
 @kernel
-def _join(a, b, groups, y):  # [a | b] in the order of a shuffle -> y (P, C)
+def _join(a, b, groups, order, y):  # [a | b] in the order of a shuffle -> y (P, C)
     n = y.shape[1] // groups
     for part in prange(-(-len(y) // ROWS)):
         first, last = part * ROWS, min((part + 1) * ROWS, len(y))
@@ -70,30 +97,38 @@ def _join(a, b, groups, y):  # [a | b] in the order of a shuffle -> y (P, C)
                 for k in range(n):
                     row[2 * k], row[2 * k + 1] = given[k], given[n + k]
             else:
-                for g in range(groups):
-                    for k in range(n):
-                        row[k * groups + g] = given[g * n + k]
+                for c in range(len(row)):
+                    row[c] = given[order[c]]
 
 
 @kernel
-def _part(y, groups, a, b):  # the other way round
-    n = y.shape[1] // groups
-    for part in prange(-(-len(y) // ROWS)):
-        given = np.empty(y.shape[1], np.float32)
-        for p in range(part * ROWS, min((part + 1) * ROWS, len(y))):
-            row = y[p]
-            if groups == 2:
-                for k in range(n):
-                    given[k], given[n + k] = row[2 * k], row[2 * k + 1]
-            else:
-                for g in range(groups):
-                    for k in range(n):
-                        given[g * n + k] = row[k * groups + g]
-            left, right = a[p], b[p]
-            for c in range(len(left)):
-                left[c] = given[c]
-            for c in range(len(right)):
-                right[c] = given[len(left) + c]
+def _part(left, right, groups, order, ends, a, b, a_map, b_map, a_sums, b_sums):
+    # The other way round: of [left | right], with the order of the inverse. The sums (parts, 2, C), or (0, 0, 0), are of a and b
+    channels, width = left.shape[1] + right.shape[1], a.shape[1]
+    for part in prange(len(ends) - 1):
+        joined = np.empty(channels, np.float32)
+        for first in range(ends[part], ends[part + 1], ROWS):
+            last = min(first + ROWS, ends[part + 1])
+            for p in range(first, last):
+                given, a_row, b_row = left[p], a[p], b[p]
+                if len(given) < channels:
+                    more, given = right[p], joined
+                    for c in range(channels - len(more)):
+                        given[c] = left[p, c]
+                    for c in range(len(more)):
+                        given[channels - len(more) + c] = more[c]
+                if groups == 2 and 2 * width == channels:
+                    for c in range(width):
+                        a_row[c], b_row[c] = given[2 * c], given[2 * c + 1]
+                else:
+                    for c in range(width):
+                        a_row[c] = given[order[c]]
+                    for c in range(width, channels):
+                        b_row[c - width] = given[order[c]]
+            if len(a_sums):
+                covary(a_map, first, last, a, a_sums[part])
+            if len(b_sums):
+                covary(b_map, first, last, b, b_sums[part])
 
 
 def shuffle(x: Map, groups: int) -> Array:
@@ -101,13 +136,14 @@ def shuffle(x: Map, groups: int) -> Array:
     group_size(x, groups)
     require_float32(x)
     y, given = np.empty(x.shape, np.float32), source(x)
-    _join(given, given._replace(channels=0), groups, rows(y))
+    _join(given, given._replace(channels=0), groups, order(x.shape[-1], groups), rows(y))
     return y
 
 
-def shuffle_backward(dy: Array, x: Map, groups: int) -> tuple[Array]:
+def shuffle_backward(dy: Array, x: Map, groups: int) -> tuple[Array, ...]:
     check_gradient(dy, x.shape)
-    return (shuffle(dy, group_size(x, groups)),)
+    require_float32(dy)
+    return part(dy, groups, x)
 
 
 def split(x: Array) -> tuple[Array, Array]:
@@ -116,8 +152,9 @@ def split(x: Array) -> tuple[Array, Array]:
     return split_reference(whole(x))
 
 
-def split_backward(dleft: Array, dright: Array, x: Array) -> tuple[Array]:
-    dx = concat(dleft, dright)
+def split_backward(dleft: Array, dright: Array, x: Array) -> tuple[Joined]:
+    require_float32(dleft, dright)
+    dx = Joined(dleft, dright)
     check_gradient(dx, x.shape)
     return (dx,)
 
@@ -137,16 +174,32 @@ def concat_shuffle(a: Map, b: Map, groups: int) -> Array:
     y = np.empty(check_concat(a, b), np.float32)
     group_size(y, groups)
     require_float32(a, b)
-    _join(source(a), source(b), groups, rows(y))
+    _join(source(a), source(b), groups, order(y.shape[-1], groups), rows(y))
     return y
 
 
-def concat_shuffle_backward(dy: Array, a: Map, b: Map, groups: int) -> tuple[Array, Array]:
+def concat_shuffle_backward(dy: Array | Joined, a: Map, b: Map, groups: int) -> tuple[Array, ...]:
     check_gradient(dy, check_concat(a, b))
     require_float32(dy)
-    da, db = np.empty(a.shape, np.float32), np.empty(b.shape, np.float32)
-    _part(rows(dy), groups, rows(da), rows(db))
-    return da, db
+    return part(dy, groups, a, b)
+
+
+def part(dy: Array | Joined, groups: int, *maps: Map) -> tuple[Array, ...]:
+    """Undo a shuffle -> the gradients by one map, or by two that were joined."""
+    pixels, channels = dy.size // dy.shape[-1], dy.shape[-1]
+    halves, nothing = [dy.left, dy.right] if isinstance(dy, Joined) else [dy], np.empty((pixels, 0), np.float32)
+    gradients, sources, ends = [np.empty(x.shape, np.float32) for x in maps], [source(x) for x in maps], cuts(pixels)
+    sums = [begun(x, len(ends) - 1) for x in sources]
+    _part(
+        *two(map(rows, halves), nothing), groups, order(channels, channels // groups), ends, *two(map(rows, gradients), nothing),
+        *two(sources, sources[0]), *two(sums, NO_SUMS),
+    )  # fmt: skip
+    return tuple(map(left, maps, gradients, sums))
+
+
+def two(given: Iterable[T], none: T) -> list[T]:
+    """One thing and nothing, or two."""
+    return [*given, none][:2]
 
 
 def group_size(x: Shaped, groups: int) -> int:

@@ -1,0 +1,57 @@
+"""The sums over all pixels that the gradient of a batch normalisation begins with, in parts (batchnorm.py).
+    offset = sum dz [z > low]        slope = sum dz [z > low] (x - mean)
+Whoever computes the gradient by a map takes them while it is in the cache, and leaves them with the map; should another gradient
+be added to that one, they are of no use, and taken anew.
+"""
+
+import numpy as np
+
+from ..engine.intrinsics import covary_tile
+from ..engine.machine import FLOAT, machine
+from ..types import Array
+from .jit import helper
+from .moments import CHUNK, MOST, side_by_side
+from .reading import NORMALISED, Map, Normalised, Source
+
+LANES, NO_SUMS = machine().lanes, np.zeros((0, 0, 0))
+
+
+@helper
+def covary(x, begin, end, dz, sums):
+    """To sums (2, C), float64, are added those of rows `begin` to `end` of what x normalises and of dz (P, C)."""
+    constants, low, channels, row, dz_row = x.constants, x.low, x.channels, x.x.shape[1] * FLOAT, dz.shape[1] * FLOAT
+    source = x.x.ctypes.data + x.first * FLOAT
+    total, product = np.empty(channels, np.float32), np.empty(channels, np.float32)
+    for first in range(begin, end, CHUNK):
+        last = min(first + CHUNK, end)
+        if channels < LANES:
+            total[:], product[:] = 0, 0
+            for p in range(first, last):
+                for c in range(channels):
+                    above = x.x[p, x.first + c] - constants[0, c]
+                    d = dz[p, c] if low == -np.inf or above * constants[1, c] + constants[2, c] > low else np.float32(0)
+                    total[c] += d
+                    product[c] += d * above
+        for c in range(0, channels if channels >= LANES else 0, MOST * LANES):
+            vectors, place = side_by_side(channels, c)
+            at = c * FLOAT
+            covary_tile(
+                vectors,
+                (source + at + first * row, row, place, dz.ctypes.data + at + first * dz_row, dz_row, constants.ctypes.data + at,
+                 constants.shape[1] * FLOAT, last - first, total.ctypes.data + at, product.ctypes.data + at, low),
+            )  # fmt: skip
+        for c in range(channels):
+            sums[0, c] += total[c]
+            sums[1, c] += product[c]
+
+
+def begun(x: Source, parts: int) -> Array:
+    """Sums (parts, 2, C) to be added to for the gradient by x; none if nobody will ask for them."""
+    return np.zeros((parts, 2, x.channels)) if x.kind == NORMALISED else NO_SUMS
+
+
+def left(x: Map, dx: Array, sums: Array) -> Array:
+    """dx like x, whose sums are known to x from now on."""
+    if isinstance(x, Normalised) and len(sums):
+        x.known = dx, sums
+    return dx
