@@ -13,16 +13,15 @@ h w (C + O) + C O / G values: for the same multiply-adds the least where C = O (
 """
 
 import numpy as np
-from numba import prange
 
 from ..errors import ShapeError
 from ..types import Array, Shaped
 from . import product
 from .check import check_gradient, check_map, out_size, require_float32
-from .jit import kernel, rows
-from .reading import NOTHING, Map, Source, source, whole
+from .jit import rows
+from .reading import NOTHING, Map, Source, source
 from .sums import left
-from .windows import fold, pad, windows
+from .windows import fold, windows
 
 
 def forward_reference(x: Array, w: Array, stride: int = 1, groups: int = 1) -> Array:
@@ -68,7 +67,7 @@ def measured(x: Map, w: Array, stride: int = 1, groups: int = 1, wanted: bool = 
     require_float32(x, w)
     pixels, view = viewed(x, len(w), stride, shape)
     y, moments = product.multiply(pixels, view, w.reshape(-1, *w.shape[2:]), groups, wanted)
-    counts = np.minimum(len(view.rows), view.size - np.arange(len(view.blocks)) * len(view.rows))
+    counts = np.minimum(len(view.rows), view.size - np.arange(view.blocks) * len(view.rows))
     return y.reshape(*shape[:3], -1)[..., : shape[3]], (moments, counts)
 
 
@@ -94,21 +93,10 @@ def backpropagated(
     return dx if before is None else dx + before, dw
 
 
-@kernel
-def _pad(x, padded):
-    for n in prange(len(x)):
-        pad(x[n], padded[n])
-
-
 def viewed(x: Map, size: int, stride: int, shape: tuple[int, int, int, int]) -> tuple[Source, product.View]:
-    """x as a matrix with a row for each pixel of y; in the array, or in it with a border of zeros."""
+    """x as a matrix with a row for each pixel of y."""
     if size == stride == 1:
         return source(x), product.pixel_rows(x.size // x.shape[3], x.shape[3])
-    x = whole(x)
-    if size > 1:
-        padded = np.empty((len(x), x.shape[1] + 2, x.shape[2] + 2, x.shape[3]), np.float32)
-        _pad(x, padded)
-        x = padded
     return source(x), product.window_rows(shape[:3], x.shape, size, stride)
 
 

@@ -39,33 +39,34 @@ Table = npt.NDArray[np.integer]
 
 
 class View(NamedTuple):
-    """Where the rows of a matrix lie in an array, in bytes: for row r of block b, channel c of tap t is at
-    blocks[b] + rows[r] + taps[t] + 4 c."""
+    """How an array is the rows of a matrix, block by block: from where a block begins, channel c of tap t of its row r is
+    rows[r] + taps[t] + 4 c bytes away."""
 
     size: int  # rows
-    blocks: Table  # int64
+    blocks: int
     rows: Table  # uint32, of a block
     taps: tuple[int, ...]  # of a window
+    band: tuple[int, int, int, int, int, int]  # of a map that a block's windows look through, as `read_block` takes it
 
 
 @lru_cache(maxsize=4096)
 def pixel_rows(count: int, channels: int) -> View:
     """Every pixel of an array (P, C) is a row; in blocks of ROWS, the last of which may have fewer."""
-    blocks = np.arange(0, count, ROWS, dtype=np.int64) * channels * FLOAT
-    return View(count, blocks, np.arange(min(ROWS, count), dtype=np.uint32) * np.uint32(channels * FLOAT), (0,))
+    rows = np.arange(min(ROWS, count), dtype=np.uint32) * np.uint32(channels * FLOAT)
+    return View(count, -(-count // ROWS), rows, (0,), (0, 0, 0, 0, 0, len(rows)))
 
 
 @lru_cache(maxsize=4096)
 def window_rows(shape: tuple[int, int, int], source: tuple[int, ...], size: int, stride: int) -> View:
-    """Every window of a padded map (N, H, W, C) = `source`, one for each pixel of (N, I, J) = `shape`, is a row; J make a block."""
+    """Every window of a map (N, H, W, C) = `source` with a border of zeros, one for each pixel of (N, I, J) = `shape`, is a row; J
+    make a block, and look through a band of the map."""
     images, height, width = shape
     _, source_height, source_width, channels = source
-    pixel = channels * FLOAT
-    n, i = np.divmod(np.arange(images * height, dtype=np.int64), height)
-    blocks = (n * source_height + i * stride) * source_width * pixel
-    taps = np.add.outer(np.arange(size) * source_width, np.arange(size)).ravel() * pixel
-    rows = np.arange(width) * stride * pixel
-    return View(images * height * width, blocks, rows.astype(np.uint32), tuple(taps.tolist()))
+    across, pixel = source_width + size // 2 * 2, channels * FLOAT
+    taps = np.add.outer(np.arange(size) * across, np.arange(size)).ravel() * pixel
+    rows = (np.arange(width) * stride * pixel).astype(np.uint32)
+    band = size, stride, source_height, source_width, height, size * across
+    return View(images * height * width, images * height, rows, tuple(taps.tolist()), band)
 
 
 class Panels(NamedTuple):
@@ -165,18 +166,33 @@ def tile(halves, rows, x, x_rows, x_columns, count, weights, bias, y, y_rows, y_
     )
 
 
+@helper
+def read_block(x, band, b, first, out):
+    """What the rows of block b consist of: pixels from `first` on, or a band of the map, some rows of pixels with their border."""
+    size, stride, height, width, rows, _ = band
+    if size == 0:
+        read(x, first, out, 0)
+        return
+    n, i = b // rows, b % rows
+    out[:] = 0
+    for u in range(size):
+        h, begin = stride * i + u - size // 2, u * (width + size // 2 * 2) + size // 2
+        if 0 <= h < height:
+            read(x, (n * height + h) * width, out[begin : begin + width], 0)
+
+
 @kernel
-def _multiply(x, direct, blocks, rows, size, columns, begins, table, starts, weights, bias, places, y, moments):
-    # y (size, O), moments (blocks, 3, O) or (0, 0, 0); direct: the rows of x lie where `blocks` says, else they have to be read
-    for b in prange(len(blocks)):
+def _multiply(x, direct, blocks, band, rows, size, columns, begins, table, starts, weights, bias, places, y, moments):
+    # y (size, O), moments (blocks, 3, O) or (0, 0, 0); direct: the rows of x lie in memory side by side, else they have to be read
+    for b in prange(blocks):
         first = b * len(rows)
         last = min(first + len(rows), size)
-        values = np.empty((0 if direct else last - first, x.channels), np.float32)
+        values = np.empty((0 if direct else band[5], x.channels), np.float32)
         if not direct:
-            read(x, first, values, 0)
+            read_block(x, band, b, first, values[: last - first] if band[0] == 0 else values)
         for panel in range(len(table)):
             halves, vector, _, source, at = table[panel]
-            source += x.x.ctypes.data + blocks[b] if direct else np.int64(values.ctypes.data)
+            source += x.x.ctypes.data + first * x.channels * FLOAT if direct else np.int64(values.ctypes.data)
             begin, end = begins[panel], begins[panel + 1]
             tile(
                 halves, last - first, source, rows.ctypes.data, columns.ctypes.data + begin * 4, end - begin,
@@ -195,17 +211,17 @@ def multiply(x: Source, view: View, w: Array, groups: int, measured: bool = Fals
     w, groups = wide(w, groups)
     p = panels(view.taps, groups, w.shape[1], w.shape[2] // groups)
     y = np.empty((view.size, w.shape[2]), np.float32)
-    moments = np.empty((len(view.blocks), 3, w.shape[2]) if measured else (0, 0, 0))
+    moments = np.empty((view.blocks, 3, w.shape[2]) if measured else (0, 0, 0))
     _multiply(
-        x, direct(x), view.blocks, view.rows, view.size, p.columns, p.begins, p.table, p.places,
+        x, direct(x, view), view.blocks, view.band, view.rows, view.size, p.columns, p.begins, p.table, p.places,
         packed(w, p, groups), ZEROS, places(len(view.rows), w.shape[2]), y, moments,
     )  # fmt: skip
     return y, moments[..., :outputs]
 
 
-def direct(x: Source) -> bool:
+def direct(x: Source, view: View) -> bool:
     """Whether the rows are what lies in memory: then a tile reads them there."""
-    return x.kind == PLAIN and x.x.shape[1] == x.channels
+    return x.kind == PLAIN and x.x.shape[1] == x.channels and view.band[0] == 0
 
 
 def wide(w: Array, groups: int) -> tuple[Array, int]:
@@ -270,7 +286,7 @@ def cuts(taps: tuple[int, ...], inputs: int, groups: int, outputs: int, rows: in
 
 @kernel
 def _backward(
-    dy, x, direct, blocks, rows, size, first_channels, last_channels, cells, targets, stored, inputs, parts,
+    dy, x, direct, blocks, band, rows, size, first_channels, last_channels, cells, targets, stored, inputs, parts,
     dy_rows, columns, begins, table, starts, weights, places, before, dx, sums,
 ):  # fmt: skip
     # parts (BLOCKS or fewer, cuts, taps C/G and some more, vectors, LANES): of dw; dx (P, columns) or (0, 0); before: what dx begins
@@ -279,9 +295,9 @@ def _backward(
     row = vectors * LANES * FLOAT
     for part in prange(count):
         dy_values = np.zeros((cuts * len(rows), vectors * LANES), np.float32)
-        x_values = np.empty((0 if direct else len(rows), x.channels), np.float32)
-        begun = part * len(blocks) // count
-        for b in range(begun, (part + 1) * len(blocks) // count):
+        x_values = np.empty((0 if direct else band[5], x.channels), np.float32)
+        first_block = part * blocks // count
+        for b in range(first_block, (part + 1) * blocks // count):
             begin = b * len(rows)
             here = min(len(rows), size - begin)
             for cut in range(cuts):
@@ -293,7 +309,7 @@ def _backward(
                         dy, begin, here, vectors, first_channels[cut], last_channels[cut], target, row, row - LANES * FLOAT
                     )
             if not direct:
-                read(x, begin, x_values[:here], 0)
+                read_block(x, band, b, begin, x_values[:here] if band[0] == 0 else x_values)
             for panel in range(len(table) if len(dx) else 0):
                 halves, vector, _, _, at = table[panel]
                 tile(
@@ -306,12 +322,13 @@ def _backward(
                 covary(x, begin, begin + here, dx, sums[part])
             for cut in range(cuts):
                 g = cut * (x.channels // inputs) // cuts
-                source = (x.x.ctypes.data + blocks[b] if direct else np.int64(x_values.ctypes.data)) + g * inputs * FLOAT
+                source = x.x.ctypes.data + begin * x.channels * FLOAT if direct else np.int64(x_values.ctypes.data)
+                source += g * inputs * FLOAT
                 out = np.int64(parts[part, cut].ctypes.data)
                 tile(
                     2 * vectors, length // HEIGHT[vectors] * HEIGHT[vectors], source, cells.ctypes.data, rows.ctypes.data, here,
                     dy_values.ctypes.data + cut * len(rows) * row, ZEROS.ctypes.data, out, targets.ctypes.data, stored.ctypes.data,
-                    NONE if b == begun else out,
+                    NONE if b == first_block else out,
                 )  # fmt: skip
 
 
@@ -339,7 +356,7 @@ def backward(
     taps, inputs, outputs = len(view.taps), w.shape[1], w.shape[2] // groups
     cut = view.taps, inputs, groups, outputs, len(view.rows)
     c = cuts(*cut)
-    count = max(1, min(BLOCKS, view.size // PART, len(view.blocks)))
+    count = max(1, min(BLOCKS, view.size // PART, view.blocks))
     parts = np.empty((count, len(c.first), len(c.cells), c.vectors, LANES), np.float32)
     columns = groups * taps * inputs
     transposed = np.empty((1, outputs, columns), np.float32)
@@ -350,7 +367,7 @@ def backward(
     fits = need_dx and dx.shape[1] == columns
     sums = begun(x, count) if fits else NO_SUMS
     _backward(
-        dy, x, direct(x), view.blocks, view.rows, view.size, c.first, c.last, c.cells, c.targets, STORED, inputs, parts,
+        dy, x, direct(x, view), view.blocks, view.band, view.rows, view.size, c.first, c.last, c.cells, c.targets, STORED, inputs, parts,
         places(len(view.rows), c.vectors * LANES), dy_columns, p.begins, p.table, p.places,
         packed(wide_w, p, wide_groups), places(len(view.rows), wide_w.shape[2]), before if fits else NOTHING, dx, sums,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The windows that a convolution or a pool looks through, and their adjoint; and a border of zeros for the kernels.
+"""The windows that a convolution or a pool looks through, and their adjoint.
 windows(x)[n, i, j, u, v, c] = x[n, s i + u - p, s j + v - p, c]        p = K // 2, zero (or `fill`) outside the image
 <fold(d), x> = <d, windows(x)> for every x and d: fold is the gradient of windows
 """
@@ -6,7 +6,6 @@ windows(x)[n, i, j, u, v, c] = x[n, s i + u - p, s j + v - p, c]        p = K //
 import numpy as np
 
 from ..types import Array
-from .jit import helper
 
 
 def windows(x: Array, kernel: int, stride: int, fill: float = 0.0) -> Array:
@@ -27,16 +26,3 @@ def fold(d: Array, shape: tuple[int, ...], stride: int) -> Array:
         for v in range(kernel):
             padded[:, u : u + stride * rows : stride, v : v + stride * columns : stride] += d[:, :, :, u, v]
     return padded[:, p : p + height, p : p + width]
-
-
-@helper
-def pad(x, padded):
-    """padded (H + 2, W + 2, C) becomes x (H, W, C) with a border of zeros."""
-    height, width, channels = x.shape
-    padded[0], padded[height + 1] = 0, 0
-    for h in range(height):
-        row, inner = x[h].reshape(-1), padded[h + 1].reshape(-1)
-        inner[:channels] = 0
-        for k in range(width * channels):
-            inner[channels + k] = row[k]
-        inner[(width + 1) * channels :] = 0
