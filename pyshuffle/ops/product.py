@@ -1,7 +1,9 @@
 """Products of matrices on the engine's register tiles: what every convolution comes down to, forward and backward.
     y[p, o]  = sum_k x[p, k] w[k, o]          a convolution; with w transposed, its gradient by x
     dw[k, o] = sum_p x[p, k] dy[p, o]         its gradient by w: the same tile, with k and p in each other's place
-A row p of x is a pixel, or the window around one: a `View` says where it lies, so that neither a group nor a window is ever copied.
+A row p of x is a pixel, or the window around one: a `View` says where it lies, so that neither a group nor a window is copied. What
+a block of rows needs is read in one go, as it lies in memory, which is slow for those who come back to it; the tiles find it in the
+cache.
 
 Columns o are computed a vector at a time, in panels of a few vectors, the last of which may be a half (engine/machine.py). Groups of
 fewer columns than a vector has share one: its inputs are those of all of them, and the weights between two groups are zero; so what
@@ -23,7 +25,7 @@ from ..engine.machine import FLOAT, machine
 from ..types import Array
 from .jit import BLOCKS, helper, kernel, require_jit
 from .moments import measure
-from .reading import NOTHING, PLAIN, Source, read, read_narrow, read_vectors
+from .reading import NOTHING, Source, read, read_narrow, read_vectors
 from .sums import NO_SUMS, begun, covary
 
 LANES, HEIGHTS, HALVED = machine().lanes, machine().heights, machine().halved
@@ -182,20 +184,18 @@ def read_block(x, band, b, first, out):
 
 
 @kernel
-def _multiply(x, direct, blocks, band, rows, size, columns, begins, table, starts, weights, bias, places, y, moments):
-    # y (size, O), moments (blocks, 3, O) or (0, 0, 0); direct: the rows of x lie in memory side by side, else they have to be read
+def _multiply(x, blocks, band, rows, size, columns, begins, table, starts, weights, bias, places, y, moments):
+    # y (size, O), moments (blocks, 3, O) or (0, 0, 0)
     for b in prange(blocks):
         first = b * len(rows)
         last = min(first + len(rows), size)
-        values = np.empty((0 if direct else band[5], x.channels), np.float32)
-        if not direct:
-            read_block(x, band, b, first, values[: last - first] if band[0] == 0 else values)
+        values = np.empty((band[5], x.channels), np.float32)
+        read_block(x, band, b, first, values[: last - first] if band[0] == 0 else values)
         for panel in range(len(table)):
             halves, vector, _, source, at = table[panel]
-            source += x.x.ctypes.data + first * x.channels * FLOAT if direct else np.int64(values.ctypes.data)
             begin, end = begins[panel], begins[panel + 1]
             tile(
-                halves, last - first, source, rows.ctypes.data, columns.ctypes.data + begin * 4, end - begin,
+                halves, last - first, np.int64(values.ctypes.data) + source, rows.ctypes.data, columns.ctypes.data + begin * 4, end - begin,
                 weights.ctypes.data + at * FLOAT, bias.ctypes.data, y.ctypes.data + first * y.shape[1] * FLOAT, places.ctypes.data,
                 starts.ctypes.data + vector * 4, NONE,
             )  # fmt: skip
@@ -213,15 +213,10 @@ def multiply(x: Source, view: View, w: Array, groups: int, measured: bool = Fals
     y = np.empty((view.size, w.shape[2]), np.float32)
     moments = np.empty((view.blocks, 3, w.shape[2]) if measured else (0, 0, 0))
     _multiply(
-        x, direct(x, view), view.blocks, view.band, view.rows, view.size, p.columns, p.begins, p.table, p.places,
+        x, view.blocks, view.band, view.rows, view.size, p.columns, p.begins, p.table, p.places,
         packed(w, p, groups), ZEROS, places(len(view.rows), w.shape[2]), y, moments,
     )  # fmt: skip
     return y, moments[..., :outputs]
-
-
-def direct(x: Source, view: View) -> bool:
-    """Whether the rows are what lies in memory: then a tile reads them there."""
-    return x.kind == PLAIN and x.x.shape[1] == x.channels and view.band[0] == 0
 
 
 def wide(w: Array, groups: int) -> tuple[Array, int]:
@@ -286,7 +281,7 @@ def cuts(taps: tuple[int, ...], inputs: int, groups: int, outputs: int, rows: in
 
 @kernel
 def _backward(
-    dy, x, direct, blocks, band, rows, size, first_channels, last_channels, cells, targets, stored, inputs, parts,
+    dy, x, blocks, band, rows, size, first_channels, last_channels, cells, targets, stored, inputs, parts,
     dy_rows, columns, begins, table, starts, weights, places, before, dx, sums,
 ):  # fmt: skip
     # parts (BLOCKS or fewer, cuts, taps C/G and some more, vectors, LANES): of dw; dx (P, columns) or (0, 0); before: what dx begins
@@ -295,7 +290,7 @@ def _backward(
     row = vectors * LANES * FLOAT
     for part in prange(count):
         dy_values = np.zeros((cuts * len(rows), vectors * LANES), np.float32)
-        x_values = np.empty((0 if direct else band[5], x.channels), np.float32)
+        x_values = np.empty((band[5], x.channels), np.float32)
         first_block = part * blocks // count
         for b in range(first_block, (part + 1) * blocks // count):
             begin = b * len(rows)
@@ -308,22 +303,24 @@ def _backward(
                     read_vectors(
                         dy, begin, here, vectors, first_channels[cut], last_channels[cut], target, row, row - LANES * FLOAT
                     )
-            if not direct:
-                read_block(x, band, b, begin, x_values[:here] if band[0] == 0 else x_values)
+            read_block(x, band, b, begin, x_values[:here] if band[0] == 0 else x_values)
+            if len(before):
+                given, goal = before[begin : begin + here].reshape(-1), dx[begin : begin + here].reshape(-1)
+                for k in range(len(goal)):
+                    goal[k] = given[k]
+            begun = np.int64(dx.ctypes.data) + begin * dx.shape[1] * FLOAT
             for panel in range(len(table) if len(dx) else 0):
                 halves, vector, _, _, at = table[panel]
                 tile(
                     halves, here, dy_values.ctypes.data, dy_rows.ctypes.data, columns.ctypes.data + begins[panel] * 4,
                     begins[panel + 1] - begins[panel], weights.ctypes.data + at * FLOAT, ZEROS.ctypes.data,
-                    dx.ctypes.data + begin * dx.shape[1] * FLOAT, places.ctypes.data, starts.ctypes.data + vector * 4,
-                    np.int64(before.ctypes.data) + begin * dx.shape[1] * FLOAT if len(before) else NONE,
+                    begun, places.ctypes.data, starts.ctypes.data + vector * 4, begun if len(before) else NONE,
                 )  # fmt: skip
             if len(sums):
                 covary(x, begin, begin + here, dx, sums[part])
             for cut in range(cuts):
                 g = cut * (x.channels // inputs) // cuts
-                source = x.x.ctypes.data + begin * x.channels * FLOAT if direct else np.int64(x_values.ctypes.data)
-                source += g * inputs * FLOAT
+                source = np.int64(x_values.ctypes.data) + g * inputs * FLOAT
                 out = np.int64(parts[part, cut].ctypes.data)
                 tile(
                     2 * vectors, length // HEIGHT[vectors] * HEIGHT[vectors], source, cells.ctypes.data, rows.ctypes.data, here,
@@ -367,7 +364,7 @@ def backward(
     fits = need_dx and dx.shape[1] == columns
     sums = begun(x, count) if fits else NO_SUMS
     _backward(
-        dy, x, direct(x, view), view.blocks, view.band, view.rows, view.size, c.first, c.last, c.cells, c.targets, STORED, inputs, parts,
+        dy, x, view.blocks, view.band, view.rows, view.size, c.first, c.last, c.cells, c.targets, STORED, inputs, parts,
         places(len(view.rows), c.vectors * LANES), dy_columns, p.begins, p.table, p.places,
         packed(wide_w, p, wide_groups), places(len(view.rows), wide_w.shape[2]), before if fits else NOTHING, dx, sums,
     )  # fmt: skip
