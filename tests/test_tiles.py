@@ -137,6 +137,11 @@ def test_a_slope_tile_lies_in_registers(target, stride):
     check_loops(assembly(target, training_tiles.slope, stride=stride), target.multiply, 9, unrolled=True)
 
 
+@every_target
+def test_a_gradient_with_stride_2_takes_nine_products_for_four_pixels(target):
+    check_loops(assembly(target, training_tiles.parities), target.multiply, 5 if "fma" in target.multiply or "fmla" in target.multiply else 9)
+
+
 @pytest.mark.parametrize(("target", "vectors"), [named(name, v) for name in TARGETS for v in TARGETS[name].machine.heights])
 def test_what_is_computed_while_it_is_read_lies_in_registers(target, vectors):
     """One multiply-add for each vector that is normalised, three for each of a gradient."""

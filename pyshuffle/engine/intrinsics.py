@@ -11,7 +11,7 @@ from numba.extending import intrinsic
 from . import library
 from .emitter import I64, VOID, Tile
 from .tiles import average, dense, maximum, peak, window
-from .training_tiles import covary, differentiate, maximum_slope, measure, normalise, slope
+from .training_tiles import covary, differentiate, maximum_slope, measure, normalise, parities, slope
 
 
 def _call(context: Any, builder: ir.IRBuilder, tile: Tile, shape: library.Shape, arguments: ir.Value) -> Any:
@@ -59,4 +59,4 @@ dense_tile, window_tile, slope_tile = _numbered(dense), _numbered(window), _numb
 normalise_tile, differentiate_tile = _numbered(normalise), _numbered(differentiate)
 measure_tile, covary_tile = _numbered(measure), _numbered(covary)
 maximum_tile, average_tile, peak_tile = _sole(maximum), _sole(average), _sole(peak)
-maximum_slope_tile = _sole(maximum_slope)
+maximum_slope_tile, parities_tile = _sole(maximum_slope), _sole(parities)

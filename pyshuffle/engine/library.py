@@ -16,7 +16,7 @@ from . import native
 from .emitter import Tile
 from .machine import machine
 from .tiles import average, dense, maximum, peak, window
-from .training_tiles import covary, differentiate, maximum_slope, measure, normalise, slope
+from .training_tiles import covary, differentiate, maximum_slope, measure, normalise, parities, slope
 
 Shape = dict[str, int]
 
@@ -34,7 +34,7 @@ def shapes() -> dict[Tile, dict[int, Shape]]:
         window: {2 * s + one: {"stride": s, "pixels": 1 if one else m.run} for s in strides for one in (0, 1)},
         slope: {s: {"stride": s} for s in strides},
         **dict.fromkeys((normalise, differentiate, measure, covary), by_vectors),
-        **{tile: {0: {}} for tile in (maximum, average, peak, maximum_slope)},
+        **{tile: {0: {}} for tile in (maximum, average, peak, maximum_slope, parities)},
     }
 
 

@@ -33,6 +33,25 @@ def slope(e: Emitter, given: Arguments, stride: int) -> None:
         e.store(total, e.build.add(given["target"], I64(place * e.size)))
 
 
+@tile("source source_row pixel weights target target_row width")
+def parities(e: Emitter, given: Arguments) -> None:
+    """dx[h, l] = sum_{u, v} dy[(h + 1 - u) / 2, (l + 1 - v) / 2] * w[u, v] where 2 divides both, for one vector of channels: the
+    gradient of `window` with stride 2 by its input. Of a row of dy and the one below come two rows of dx: an even h has u = 1 alone,
+    an odd one u = 2 of the row and u = 0 of the one below; likewise l."""
+    w, below = e.vectors(given["weights"], 9), e.build.add(given["source"], given["source_row"])
+    begin = [given["source"], given["target"], e.load(given["source"], e.vector), e.load(below, e.vector)]
+    with e.loop(given["width"], begin) as ((source, target, here, under), following):
+        source = e.build.add(source, given["pixel"])
+        right, across = e.load(source, e.vector), e.load(e.build.add(source, given["source_row"]), e.vector)
+        even, odd = target, e.build.add(target, given["target_row"])
+        e.store(e.build.fmul(here, w[4]), even)
+        e.store(e.multiply_add(right, w[3], e.build.fmul(here, w[5])), e.build.add(even, given["pixel"]))
+        e.store(e.multiply_add(under, w[1], e.build.fmul(here, w[7])), odd)
+        corner = e.multiply_add(under, w[2], e.multiply_add(right, w[6], e.build.fmul(here, w[8])))
+        e.store(e.multiply_add(across, w[0], corner), e.build.add(odd, given["pixel"]))
+        following += [source, e.build.add(target, e.build.mul(given["pixel"], I64(2))), right, across]
+
+
 @tile("source source_row source_last constants constants_row target target_row target_last rows low")
 def normalise(e: Emitter, given: Arguments, vectors: int) -> None:
     """z = max(low, scale (x - mean) + beta) for rows x, with the constants mean, scale and beta; NaN stays NaN.

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import prange
 
-from ..engine.intrinsics import slope_tile, window_tile
+from ..engine.intrinsics import parities_tile, slope_tile, window_tile
 from ..engine.machine import FLOAT, machine
 from ..errors import ShapeError
 from ..types import Array, Shaped
@@ -58,12 +58,12 @@ def _filter(x, height, width, weights, starts, stride, y, moments):
 
 
 @helper
-def read_image(x, n, height, width, spread, padded):
-    """The pixels of image n, `spread` apart, into a map of zeros, from (1, 1) on."""
+def read_image(x, n, height, width, begin, padded):
+    """The pixels of image n into a map of zeros, from (begin, begin) on."""
     pixel = x.channels * FLOAT
     for h in range(height):
-        target = padded.ctypes.data + ((1 + spread * h) * padded.shape[1] + 1) * pixel
-        read_rows(x, (n * height + h) * width, width, target, spread * pixel)
+        target = padded.ctypes.data + ((begin + h) * padded.shape[1] + begin) * pixel
+        read_rows(x, (n * height + h) * width, width, target, pixel)
 
 
 @helper
@@ -79,27 +79,38 @@ def filter_image(padded, weights, starts, stride, y, bias):
 
 
 @kernel
-def _backward(dy, x, rows, columns, turned, starts, stride, parts, dx, sums):
-    # parts (BLOCKS or fewer, vectors, 9, LANES): each block of images sums its dw there; turned: the filter by half a circle;
-    # sums (parts, 2, C) of dx, or (0, 0, 0)
+def _backward(dy, x, rows, columns, filters, starts, stride, parts, dx, sums):
+    # filters (vectors, 9, LANES): w, turned by half a circle where the stride is 1; parts (BLOCKS or fewer, vectors, 9, LANES): each
+    # block of images sums its dw there; sums (parts, 2, C) of dx, or (0, 0, 0)
     images, height, width, channels = dx.shape
     pixel, bias, flat = channels * FLOAT, np.zeros(LANES, np.float32), dx.reshape(-1, channels)
+    begin = 2 - stride  # of dy in its map of zeros: a border is on all sides or, with stride 2, behind
     for part in prange(len(parts)):
         parts[part] = 0
         padded = np.zeros((stride * (rows - 1) + 3, stride * (columns - 1) + 3, channels), np.float32)
-        spread = np.zeros((height + 2, width + 2, channels), np.float32)  # dy, its pixels where the windows of y begin
-        row, apart = spread.shape[1] * pixel, stride * pixel
+        slopes = np.zeros((rows + 1 + begin, columns + 1 + begin, channels), np.float32)  # dy
+        both = np.empty((2, 2 * columns, channels), np.float32)  # rows of dx
+        row = slopes.shape[1] * pixel
         for n in range(part * images // len(parts), (part + 1) * images // len(parts)):
             read_image(x, n, height, width, 1, padded)
-            read_image(dy, n, rows, columns, stride, spread)
+            read_image(dy, n, rows, columns, begin, slopes)
             for v in range(len(starts)):
                 at = starts[v] * FLOAT
                 slope_tile(
                     stride,
-                    (padded.ctypes.data + at, padded.shape[1] * pixel, pixel, spread.ctypes.data + row + pixel + at, stride * row,
-                     apart, rows, columns, parts[part, v].ctypes.data),
+                    (padded.ctypes.data + at, padded.shape[1] * pixel, pixel, slopes.ctypes.data + begin * (row + pixel) + at, row,
+                     pixel, rows, columns, parts[part, v].ctypes.data),
                 )  # fmt: skip
-            filter_image(spread, turned, starts, 1, dx[n], bias)
+            if stride == 1:
+                filter_image(slopes, filters, starts, 1, dx[n], bias)
+            for i in range(rows if stride == 2 else 0):
+                for v in range(len(starts)):
+                    at = starts[v] * FLOAT
+                    parities_tile(
+                        (slopes.ctypes.data + i * row + at, row, pixel, filters[v].ctypes.data, both.ctypes.data + at,
+                         2 * columns * pixel, columns)
+                    )  # fmt: skip
+                dx[n, 2 * i : 2 * i + 2] = both[: height - 2 * i, :width]
             if len(sums):
                 covary(x, n * height * width, (n + 1) * height * width, flat, sums[part])
 
@@ -134,12 +145,12 @@ def backpropagated(dy: Source, x: Map, w: Array, stride: int = 1) -> tuple[Array
     shape = check(x, w, stride)
     require_float32(x, w)
     require_jit()
-    channels, turned, starts = shape[3], *by_vector(w[::-1, ::-1])
+    channels, filters, starts = shape[3], *by_vector(w[::-1, ::-1] if stride == 1 else w)
     parts = np.empty((min(BLOCKS, len(x)), len(starts), 9, LANES), np.float32)
     dx = np.empty((*x.shape[:3], max(channels, LANES)), np.float32)
     given = widened(x)
     sums = begun(given, len(parts))
-    _backward(widened(dy), given, *shape[1:3], turned, starts, stride, parts, dx, sums)
+    _backward(widened(dy), given, *shape[1:3], filters, starts, stride, parts, dx, sums)
     vectors, lanes = np.divmod(np.arange(channels), LANES)
     lanes += vectors * LANES - starts[vectors]  # the last vector was moved back
     dw = parts.sum(axis=0)[vectors, :, lanes].T.reshape(3, 3, channels)
