@@ -86,6 +86,21 @@ def test_it_reads_what_a_layer_before_left_to_be_computed(op, shape, filters, se
     check(layer, Normalised(layer.x, mean, var, layer.normal((channels,)), layer.normal((channels,)), relu))
 
 
+@pytest.mark.parametrize("case", [case for case in CASES if CASES[case][0] == CONV])
+def test_a_gradient_that_has_come_before_is_added(case):
+    op, shape, filters, settings = CASES[case]
+    layer = Layer(op, (3, 9, 11, shape[-1]), filters, settings)
+    z = layer.fused(layer.x)
+    dz, before = layer.normal(z.shape), layer.normal(layer.x.shape)
+    arguments = (dz, layer.x, layer.w, layer.gamma, layer.beta)
+    backward, settings = Numba.functions["conv_bn"][1], {"z": z, "used": None, "relu": True, **settings}
+    alone, *rest = backward(*arguments, **settings)
+    dx, *others = backward(*arguments, before=before, **settings)
+    assert_close(dx, alone + before, 1e-6)
+    for gradient, other in zip(rest, others, strict=True):
+        np.testing.assert_array_equal(gradient, other)
+
+
 @every_case
 def test_it_reads_half_of_a_map_where_it_lies(op, shape, filters, settings):
     layer = Layer(op, shape, filters, settings)

@@ -291,6 +291,7 @@ def _backward(
     for part in prange(count):
         dy_values = np.zeros((cuts * len(rows), vectors * LANES), np.float32)
         x_values = np.empty((band[5], x.channels), np.float32)
+        before_values = np.empty((len(rows) if len(before) else 0, dx.shape[1]), np.float32)
         first_block = part * blocks // count
         for b in range(first_block, (part + 1) * blocks // count):
             begin = b * len(rows)
@@ -304,17 +305,17 @@ def _backward(
                         dy, begin, here, vectors, first_channels[cut], last_channels[cut], target, row, row - LANES * FLOAT
                     )
             read_block(x, band, b, begin, x_values[:here] if band[0] == 0 else x_values)
-            if len(before):
-                given, goal = before[begin : begin + here].reshape(-1), dx[begin : begin + here].reshape(-1)
-                for k in range(len(goal)):
+            if len(before):  # not into dx itself: where tiles and vectors overlap, they would add to it twice
+                given, goal = before[begin : begin + here].reshape(-1), before_values.reshape(-1)
+                for k in range(len(given)):
                     goal[k] = given[k]
-            begun = np.int64(dx.ctypes.data) + begin * dx.shape[1] * FLOAT
             for panel in range(len(table) if len(dx) else 0):
                 halves, vector, _, _, at = table[panel]
                 tile(
                     halves, here, dy_values.ctypes.data, dy_rows.ctypes.data, columns.ctypes.data + begins[panel] * 4,
                     begins[panel + 1] - begins[panel], weights.ctypes.data + at * FLOAT, ZEROS.ctypes.data,
-                    begun, places.ctypes.data, starts.ctypes.data + vector * 4, begun if len(before) else NONE,
+                    dx.ctypes.data + begin * dx.shape[1] * FLOAT, places.ctypes.data, starts.ctypes.data + vector * 4,
+                    np.int64(before_values.ctypes.data) if len(before) else NONE,
                 )  # fmt: skip
             if len(sums):
                 covary(x, begin, begin + here, dx, sums[part])
