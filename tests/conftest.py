@@ -139,8 +139,10 @@ def distributions(tmp_path_factory) -> Distributions:
 
 
 def assert_close(actual: Any, expected: Any, tolerance: float) -> None:
-    """Arrays, or what stands for them, or tuples of such, of the same shapes, each off by no more than tolerance * its own largest expected value."""
-    for a, e in zip(map(np.asarray, as_tuple(actual)), map(np.asarray, as_tuple(expected)), strict=True):
+    """Arrays, or what stands for them, or tuples of such, of the same shapes, each off by no more than tolerance * its own largest
+    expected value."""
+    for given, e in zip(as_tuple(actual), as_tuple(expected), strict=True):
+        a = np.asarray(given)
         assert np.shape(a) == np.shape(e)
         error, largest = np.abs(a - e).max(), np.abs(e).max()
         assert error <= tolerance * largest, f"differs by {error:.3g} where the largest value is {largest:.3g}"

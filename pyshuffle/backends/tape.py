@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 from ..types import Array, Params
 from .arrays import Arrays
 
-
 LOOK_BACK = "conv_bn", "depthwise_bn", "add_relu"  # whose gradients want to know what was made
 
 

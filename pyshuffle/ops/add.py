@@ -11,7 +11,7 @@ from numba import prange
 
 from ..types import Array
 from .check import check_gradient, check_same, require_float32
-from .jit import helper, kernel, rows
+from .jit import kernel, rows
 from .reading import ROWS, Map, block, cuts, source
 from .sums import begun, covary, left
 
@@ -26,23 +26,16 @@ def backward_reference(dy: Array, a: Array, b: Array) -> tuple[Array, Array]:
     return dy, dy
 
 
-@helper
-def read_both(a, b, part, pixels):
-    """A part of so many pixels: the first of its rows, and the rows of either map."""
-    first, last = part * ROWS, min((part + 1) * ROWS, pixels)
-    shape = (last - first, a.channels)
-    return first, block(a, first, np.empty(shape, np.float32)), block(b, first, np.empty(shape, np.float32))
-
-
 @kernel
 def _forward(a, b, low, y):  # (P, C); low: 0 for a ReLU, else -inf
     for part in prange(-(-len(y) // ROWS)):
-        first, lefts, rights = read_both(a, b, part, len(y))
-        for r in range(len(lefts)):
-            left, right, out = lefts[r], rights[r], y[first + r]
-            for c in range(len(out)):
-                total = left[c] + right[c]
-                out[c] = low if total < low else total  # NaN stays NaN
+        first, last = part * ROWS, min((part + 1) * ROWS, len(y))
+        shape, out = (last - first, a.channels), y[first:last].reshape(-1)
+        lefts = block(a, first, np.empty(shape, np.float32)).reshape(-1)
+        rights = block(b, first, np.empty(shape, np.float32)).reshape(-1)
+        for k in range(len(out)):
+            total = lefts[k] + rights[k]
+            out[k] = low if total < low else total  # NaN stays NaN
 
 
 @kernel

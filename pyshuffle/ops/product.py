@@ -195,9 +195,9 @@ def _multiply(x, blocks, band, rows, size, columns, begins, table, starts, weigh
             halves, vector, _, source, at = table[panel]
             begin, end = begins[panel], begins[panel + 1]
             tile(
-                halves, last - first, np.int64(values.ctypes.data) + source, rows.ctypes.data, columns.ctypes.data + begin * 4, end - begin,
-                weights.ctypes.data + at * FLOAT, bias.ctypes.data, y.ctypes.data + first * y.shape[1] * FLOAT, places.ctypes.data,
-                starts.ctypes.data + vector * 4, NONE,
+                halves, last - first, np.int64(values.ctypes.data) + source, rows.ctypes.data, columns.ctypes.data + begin * 4,
+                end - begin, weights.ctypes.data + at * FLOAT, bias.ctypes.data, y.ctypes.data + first * y.shape[1] * FLOAT,
+                places.ctypes.data, starts.ctypes.data + vector * 4, NONE,
             )  # fmt: skip
         if len(moments):
             measure(y, first, last, moments[b])

@@ -73,6 +73,9 @@ class Joined:
         self.shape, self.dtype = check_concat(left, right), left.dtype
         self.ndim, self.size = len(self.shape), math.prod(self.shape)
 
+    def __len__(self) -> int:
+        return self.shape[0]
+
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
         return concat(self.left, self.right).astype(dtype or self.dtype, copy=False)
 
@@ -96,6 +99,9 @@ def _join(a, b, groups, order, y):  # [a | b] in the order of a shuffle -> y (P,
             if groups == 2:  # known beforehand: whole vectors are woven
                 for k in range(n):
                     row[2 * k], row[2 * k + 1] = given[k], given[n + k]
+            elif groups == 3:
+                for k in range(n):
+                    row[3 * k], row[3 * k + 1], row[3 * k + 2] = given[k], given[n + k], given[2 * n + k]
             else:
                 for c in range(len(row)):
                     row[c] = given[order[c]]
@@ -105,6 +111,7 @@ def _join(a, b, groups, order, y):  # [a | b] in the order of a shuffle -> y (P,
 def _part(left, right, groups, order, ends, a, b, a_map, b_map, a_sums, b_sums):
     # The other way round: of [left | right], with the order of the inverse. The sums (parts, 2, C), or (0, 0, 0), are of a and b
     channels, width = left.shape[1] + right.shape[1], a.shape[1]
+    n = channels // groups
     for part in prange(len(ends) - 1):
         joined = np.empty(channels, np.float32)
         for first in range(ends[part], ends[part + 1], ROWS):
@@ -120,6 +127,9 @@ def _part(left, right, groups, order, ends, a, b, a_map, b_map, a_sums, b_sums):
                 if groups == 2 and 2 * width == channels:
                     for c in range(width):
                         a_row[c], b_row[c] = given[2 * c], given[2 * c + 1]
+                elif groups == 3 and width == channels:
+                    for c in range(n):
+                        a_row[c], a_row[n + c], a_row[2 * n + c] = given[3 * c], given[3 * c + 1], given[3 * c + 2]
                 else:
                     for c in range(width):
                         a_row[c] = given[order[c]]
@@ -164,9 +174,8 @@ def concat(a: Map, b: Map) -> Array:
     return concat_shuffle(a, b, 1)
 
 
-def concat_backward(dy: Array, a: Map, b: Map) -> tuple[Array, Array]:
-    require_float32(dy)
-    return concat_backward_reference(dy, a, b)
+def concat_backward(dy: Array, a: Map, b: Map) -> tuple[Array, ...]:
+    return concat_shuffle_backward(dy, a, b, 1)
 
 
 def concat_shuffle(a: Map, b: Map, groups: int) -> Array:
