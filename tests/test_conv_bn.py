@@ -7,7 +7,7 @@ from conftest import assert_close
 
 from pyshuffle import Numba, Reference
 from pyshuffle.errors import ShapeError
-from pyshuffle.ops import add, batchnorm, pool, reading, shuffle
+from pyshuffle.ops import add, batchnorm, conv, depthwise, pool, reading, shuffle
 from pyshuffle.ops.moments import merged
 from pyshuffle.ops.reading import Normalised
 
@@ -197,6 +197,92 @@ def test_a_sum_and_its_relu_in_one_pass(channels):
         np.testing.assert_array_equal(back, dy * (total > 0))
     left[0, 0, 0, 0] = np.nan
     assert np.isnan(add.relu_forward(left, right)[0, 0, 0, 0])
+
+
+# Sums that are taken on the way back ---------------------------------------------------------------------------------------------
+
+
+def normalised(shape, seed=0, relu=True):
+    """What a layer of such a shape leaves to be computed, as a convolution makes it: narrow ones lie in rows of a vector."""
+    layer = Layer(CONV, (*shape[:3], 4), (1, 1, 4, shape[3]), {"stride": 1, "groups": 1}, relu, seed=seed)
+    return layer.fused(layer.x)
+
+
+def back_through(op, z, dy, w):
+    """The gradient by z of an operation that reads it."""
+    other = normalised(z.shape, seed=1)
+    match op:
+        case "conv":
+            return conv.backpropagated(reading.source(dy), z, w[None, None, 9:])[0]
+        case "depthwise" | "depthwise, stride 2":
+            stride = 1 + op.endswith("2")
+            return depthwise.backpropagated(reading.source(dy[:, ::stride, ::stride].copy()), z, w[:9].reshape(3, 3, -1), stride)[
+                0
+            ]
+        case "shuffle":
+            return shuffle.shuffle_backward(dy, z, 3)[0]
+        case "concat, the left" | "concat, the right":
+            right = op.endswith("right")
+            both = (other, z) if right else (z, other)
+            return shuffle.concat_shuffle_backward(np.concatenate((dy, 2 * dy), axis=3), *both, 2)[right]
+        case "add":
+            return add.relu_backward(dy, other, z, add.relu_forward(other, z))[1]
+        case "maximum":
+            return pool.max_backward(dy[:, ::2, ::2].copy(), z)[0]
+
+
+OPS = ["conv", "depthwise", "depthwise, stride 2", "shuffle", "concat, the left", "concat, the right", "add", "maximum"]
+
+
+@pytest.mark.parametrize("relu", [True, False], ids=["relu", "linear"])
+@pytest.mark.parametrize("channels", [24, 69, 102])
+@pytest.mark.parametrize("op", OPS)
+def test_who_computes_a_gradient_leaves_its_sums(op, channels, relu):
+    """They are those that would be taken of it alone: of a copy, which nobody has taken any of."""
+    z, random = normalised((5, 9, 11, channels), relu=relu), np.random.default_rng(2)
+    dy, w = (random.standard_normal(shape).astype(np.float32) for shape in (z.shape, (9 + channels, channels)))
+    dz = back_through(op, z, dy, w)
+    assert z.known is not None, "no sums were left"
+    left, anew = batchnorm.gradient(dz, z, training=True), batchnorm.gradient(dz.copy(), z, training=True)
+    assert_close(left[1:], anew[1:], 1e-5)
+    assert_close(reading.computed(left[0]), reading.computed(anew[0]), 1e-5)
+
+
+@pytest.mark.parametrize("channels", [3, 5])
+@pytest.mark.parametrize("op", OPS)
+def test_few_channels_have_the_gradients_of_many(op, channels):
+    """Few are computed a vector wide, and what fills it is not seen."""
+    channels *= 3 if op == "shuffle" else 1
+    z, random = normalised((5, 9, 11, channels)), np.random.default_rng(2)
+    dy, w = (random.standard_normal(shape).astype(np.float32) for shape in (z.shape, (9 + channels, channels)))
+    plain = Normalised(z.x.copy(), z.mean, z.var, z.gamma, z.source.constants[2], relu=True)
+    for a, b in zip(*(batchnorm.gradient(back_through(op, x, dy, w), x, training=True)[1:] for x in (z, plain)), strict=True):
+        assert_close(a, b, 1e-5)
+
+
+def test_the_sums_of_another_gradient_are_not_taken_for_its_own():
+    """What is added to a gradient, or stands in its place, has sums of its own."""
+    z = normalised((5, 9, 11, 42))
+    dz = back_through("shuffle", z, np.ones(z.shape, np.float32), None)
+    assert z.known is not None
+    assert z.known[0] is dz
+    _, _, dbeta = batchnorm.gradient(3 * dz, z, training=True)
+    assert_close(dbeta, 3 * batchnorm.gradient(dz, z, training=True)[2], 1e-6)
+
+
+@pytest.mark.parametrize("channels", [6, 24, 114])
+def test_two_halves_of_a_gradient_pass_for_the_whole(channels):
+    """A split sends back what nobody has joined yet."""
+    random, maps = np.random.default_rng(0), [normalised((2, 5, 7, channels // 2), seed) for seed in (0, 1)]
+    x, left, right = (random.standard_normal((2, 5, 7, c)).astype(np.float32) for c in (channels, channels // 2, channels // 2))
+    (dx,) = shuffle.split_backward(left, right, x)
+    whole = np.concatenate((left, right), axis=3)
+    assert (dx.shape, dx.ndim, dx.size, dx.dtype, len(dx)) == (x.shape, 4, x.size, np.float32, 2)
+    np.testing.assert_array_equal(np.asarray(dx), whole)
+    for groups in (1, 2, 3):
+        given, expected = (shuffle.concat_shuffle_backward(d, *maps, groups) for d in (dx, whole))
+        for a, b in zip(given, expected, strict=True):
+            np.testing.assert_array_equal(a, b)
 
 
 def test_moments_do_not_cancel():
