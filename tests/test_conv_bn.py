@@ -270,6 +270,17 @@ def test_the_sums_of_another_gradient_are_not_taken_for_its_own():
     assert_close(dbeta, 3 * batchnorm.gradient(dz, z, training=True)[2], 1e-6)
 
 
+@pytest.mark.parametrize("channels", [5, 24])
+def test_a_batch_normalisation_of_half_a_map_reads_it_where_it_lies(channels):
+    random = np.random.default_rng(0)
+    wide, dy = (random.standard_normal((2, 5, 7, c)).astype(np.float32) for c in (2 * channels, channels))
+    ones = np.ones(channels, np.float32)
+    for half in shuffle.split(wide):
+        arguments = ones, 0 * ones, *batchnorm.statistics(half)
+        got, expected = (batchnorm.backward(dy, x, *arguments, training=True, relu=True) for x in (half, half.copy()))
+        assert_close(got, expected, 1e-6)
+
+
 @pytest.mark.parametrize("channels", [6, 24, 114])
 def test_two_halves_of_a_gradient_pass_for_the_whole(channels):
     """A split sends back what nobody has joined yet."""
