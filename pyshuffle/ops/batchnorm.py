@@ -22,7 +22,7 @@ from ..types import Array, Shaped
 from .check import EPS, check_gradient, require_float32
 from .jit import helper, kernel, rows
 from .moments import measure, merged
-from .reading import GRADIENT, Normalised, Source, computed, cuts, widened, widened_rows
+from .reading import GRADIENT, Normalised, Source, computed, cuts, lies_wide, widened, widened_rows
 from .sums import begun, covary
 
 
@@ -104,7 +104,7 @@ def backward(
 def gradient(dy: Array, y: Normalised, training: bool) -> tuple[Source, Array, Array]:
     """dy like y -> the gradient by what y normalises, to be computed where it is read; dgamma, dbeta (C,)."""
     x, dz = y.source, rows(dy)
-    if x.x.shape[1] > x.channels:  # a vector wide
+    if lies_wide(x):
         x, dz = widened(x), widened_rows(dy)
     dx = x._replace(kind=GRADIENT, dz=dz, constants=x.constants.copy())
     if y.known and y.known[0] is dy:

@@ -179,9 +179,14 @@ def widened(x: Map | Source) -> Source:
     short = LANES - x.channels
     if short <= 0:
         return x
-    if x.kind != GRADIENT and x.first + LANES <= x.x.shape[1]:
+    if x.kind != GRADIENT and lies_wide(x):
         return x._replace(channels=LANES, constants=np.pad(x.constants, ((0, 0), (0, short))))
     return source(widened_rows(computed(x)))
+
+
+def lies_wide(x: Source) -> bool:
+    """Whether rows of less than a vector's channels are read a vector at a time where they lie."""
+    return x.channels < LANES <= x.x.shape[1] - x.first
 
 
 def widened_rows(x: Array) -> Array:
