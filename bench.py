@@ -17,21 +17,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from pyshuffle import cli, device, engine, nets, peers, plots, sgd, tables
+from pyshuffle import cli, device, engine, nets, peers, plots, sgd, studies, tables
 from pyshuffle.backends.cost import count
 from pyshuffle.engine.profile import Row, peak, profile
 from pyshuffle.errors import PyShuffleError, ShapeError
-from pyshuffle.experiments import GUIDELINES, SIDE, TABLE8, cost, draw
+from pyshuffle.experiments import GUIDELINES
 from pyshuffle.init import initialise
 from pyshuffle.peers import Job, Peer, Recipe
+from pyshuffle.stopwatch import TURN, seconds
 from pyshuffle.types import Array, Params
 
 PHOTO = Path(__file__).parent / "tests" / "photos" / "coffee.png"
 TOLERANCE = 1e-4  # of the largest logit, between runtimes
 RECIPE = Recipe(0.01, sgd.MOMENTUM, sgd.DECAY, sgd.SMOOTHING)  # of a step of training
-TURN = 0.3  # seconds that each side is timed for before it is the other's turn
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,9 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     figure = plots.sheet(args.plot) if args.plot else None
     results: dict[str, Any] = {"size": args.size, "batch": args.batch, "threads": args.threads}
     if args.guideline:
-        results["guideline"] = guideline(args)
+        results["guideline"] = studies.guideline(args.guideline, args.rounds, args.form)
     elif args.table8:
-        results["table8"] = table8(args)
+        results["table8"] = studies.table8(args.rounds, args.form)
     elif args.sweep:
         results["sweep"] = sweep(args)
     else:
@@ -163,12 +162,6 @@ def stepper(net: nets.Net, params: Params, images: Array, args: argparse.Namespa
     return step
 
 
-def seconds(run: Callable[[], Any]) -> float:
-    began = time.perf_counter()
-    run()
-    return time.perf_counter() - began
-
-
 def compared(name: str, net: nets.Net, params: Params, images: Array, args: argparse.Namespace) -> dict[str, Any]:
     """pyshuffle and a peer in turn. Raises PyShuffleError where it is not installed, fails, or answers otherwise."""
     job = Job(net, params, images, args.threads, RECIPE if args.train else None, args.device)
@@ -270,74 +263,6 @@ def sweep(args: argparse.Namespace) -> list[dict[str, Any]]:
         )
         table.append({"network": label, "macs": macs, "params": held} | result)
     return table
-
-
-def guideline(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """One of the four experiments of V2's section 2, on one thread of this processor."""
-    experiment = GUIDELINES[args.guideline]
-    stacks = experiment.stacks()
-    runs = []
-    for net in (net for row in stacks for net in row):
-        images = np.random.default_rng(0).standard_normal(net.shape, dtype=np.float32)
-        runs.append(partial(engine.compile(net, draw(net), images.shape, 1), images))  # type: ignore[arg-type]
-    times = in_turn(runs, args.rounds).reshape(args.rounds, len(stacks), 3)
-    table = []
-    for scale in range(3):
-        for i, line in enumerate(experiment.lines):
-            low, median, high = np.percentile(1 / times[:, i, scale], (25, 50, 75))
-            access, macs = cost(stacks[i][scale])
-            table.append(
-                {"scale": f"x{1 << scale}", "row": line.name, "channels": line.channels[scale], "height": stacks[i][scale].height,
-                 "memory_access": access, "macs": macs, "images_per_s": median, "quartiles": [low, high],
-                 "gpu": line.gpu[scale], "cpu": line.cpu[scale]}
-            )  # fmt: skip
-    headings = ("", args.guideline, "channels", "map", "M values", "MFLOPs", "images/s", "half of the turns", "paper: GPU", "CPU")
-    cells = [
-        (row["scale"], row["row"], row["channels"], f"{row['height']} x {SIDE}",
-         f"{row['memory_access'] / 1e6:.2f}", f"{row['macs'] / 1e6:.1f}", f"{row['images_per_s']:.1f}",
-         "{:.1f} to {:.1f}".format(*row["quartiles"]), row["gpu"], row["cpu"])
-        for row in table
-    ]  # fmt: skip
-    print(tables.render(headings, cells, args.form, left=2))
-    if args.form == "text":
-        print(f"\n{experiment.verdict(args.guideline, times)}")
-    return table
-
-
-def table8(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """V2's table 8, with the speed of one thread of this processor."""
-    runs = []
-    for peer in TABLE8:
-        images = np.random.default_rng(0).standard_normal((1, peer.size, peer.size, 3), dtype=np.float32)
-        runs.append(partial(engine.compile(peer.net, initialise(peer.net), images.shape, 1), images))
-    times = in_turn(runs, args.rounds)
-    table = []
-    for peer, turns in zip(TABLE8, times.T, strict=True):
-        low, median, high = np.percentile(1 / turns, (25, 50, 75))
-        rows = count(peer.net, peer.size)
-        table.append(
-            {"level": peer.level, "network": cli.options_of(peer.net), "size": peer.size, "macs": sum(row.macs for row in rows),
-             "params": sum(row.params for row in rows), "images_per_s": median, "quartiles": [low, high], "error": peer.error,
-             "gpu": peer.gpu, "arm": peer.arm}
-        )  # fmt: skip
-    headings = ("level", "network", "MMACs", "parameters", "images/s", "half of the turns", "paper: error", "GPU", "ARM")
-    cells = [
-        (f"{row['level']}M", f"{row['network']} --size {row['size']}", f"{row['macs'] / 1e6:.1f}", row["params"],
-         f"{row['images_per_s']:.1f}", "{:.1f} to {:.1f}".format(*row["quartiles"]), f"{row['error']}%", row["gpu"], row["arm"])
-        for row in table
-    ]  # fmt: skip
-    print(tables.render(headings, cells, args.form, left=2))
-    return table
-
-
-def in_turn(runs: Sequence[Callable[[], Any]], rounds: int) -> npt.NDArray[np.float64]:
-    """Seconds (rounds, runs): every run in every round, the median of some calls."""
-    for run in runs:
-        seconds(run)  # compiles
-    calls = [max(1, round(TURN / 6 / seconds(run))) for run in runs]
-    return np.array(
-        [[np.median([seconds(run) for _ in range(n)]) for run, n in zip(runs, calls, strict=True)] for _ in range(rounds)]
-    )
 
 
 def every_net() -> Iterator[tuple[str, nets.Net]]:

@@ -10,7 +10,7 @@ import pytest
 from conftest import load_bench
 from PIL import Image
 
-from pyshuffle import cli, experiments, peers
+from pyshuffle import cli, experiments, peers, studies
 from pyshuffle.backends.cost import count
 from pyshuffle.engine import profile
 from pyshuffle.errors import PyShuffleError
@@ -130,7 +130,7 @@ def test_a_guideline_is_a_table_and_a_sentence(bench, name, capsys, tmp_path):
 
 def test_table_8_has_the_papers_columns(bench, capsys, tmp_path, monkeypatch):
     peers8 = [peer for peer in experiments.TABLE8 if peer.level == 40 or peer.net == MobileNetV2()]
-    monkeypatch.setattr(bench, "TABLE8", peers8)
+    monkeypatch.setattr(studies, "TABLE8", peers8)
     file = tmp_path / "results.json"
     assert cli.run(bench.main, [*QUICK, "--table8", "--markdown", "--json", str(file)]) == 0
     assert capsys.readouterr().out.startswith("| level | network | MMACs |")
@@ -155,7 +155,7 @@ def test_without_matplotlib_nothing_is_timed(bench, monkeypatch, capsys):
 @pytest.mark.parametrize("what", [["--table8"], ["--guideline", "G3"], ["--profile"]], ids=str)
 def test_a_plot_is_an_image(bench, what, tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
-    monkeypatch.setattr(bench, "TABLE8", experiments.TABLE8[:6])
+    monkeypatch.setattr(studies, "TABLE8", experiments.TABLE8[:6])
     assert cli.run(bench.main, [*QUICK, *what, "--plot", str(tmp_path / "plot.png")]) == 0
     with Image.open(tmp_path / "plot.png") as picture:
         assert min(picture.size) > 100

@@ -33,7 +33,7 @@ RANKS = [  # a module imports from rooms of its own or a higher number only
     {"accuracy", "export", "check"},
     {"report"},
     {"classify"},
-    {"audit", "train", "gradcheck", "peers", "visualise", "explain", "trace"},
+    {"audit", "train", "gradcheck", "peers", "studies", "visualise", "explain", "trace"},
     {"device", "plots"},
     {"sgd", "sgd_cuda"},
     {"cli", "data", "weights"},
@@ -41,7 +41,7 @@ RANKS = [  # a module imports from rooms of its own or a higher number only
     {"engine"},
     {"backends"},
     {"nets", "ops", "cuda"},
-    {"bounds", "errors", "memory", "streams", "tables", "types", "tiles"},
+    {"bounds", "errors", "memory", "stopwatch", "streams", "tables", "types", "tiles"},
 ]
 FLOOR = {name.removesuffix(".py") for name in jit.TILES}  # of the engine; all kernels may stand on them: a room of their own
 

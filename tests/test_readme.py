@@ -20,7 +20,7 @@ from conftest import ROOT
 from PIL import Image
 from test_bench import bench  # noqa: F401 (a fixture)
 
-from pyshuffle import classify, cli
+from pyshuffle import classify, cli, studies
 from pyshuffle.__main__ import COMMANDS
 from pyshuffle.engine import native
 
@@ -116,9 +116,9 @@ def quicken(bench, monkeypatch) -> None:  # noqa: F811
     """bench.py with fewer networks and rows in its tables, and with starts that find what is compiled."""
     warm, finished = os.environ.get("NUMBA_CACHE_DIR", str(Path(native.__file__).parent / "__pycache__")), bench.finished
     monkeypatch.setattr(bench, "finished", lambda line, _: finished(line, warm))
-    few = {name: experiment._replace(lines=experiment.lines[:2], fastest=0) for name, experiment in bench.GUIDELINES.items()}
-    monkeypatch.setattr(bench, "GUIDELINES", few)
-    monkeypatch.setattr(bench, "TABLE8", bench.TABLE8[:1])
+    few = {name: experiment._replace(lines=experiment.lines[:2], fastest=0) for name, experiment in studies.GUIDELINES.items()}
+    monkeypatch.setattr(studies, "GUIDELINES", few)
+    monkeypatch.setattr(studies, "TABLE8", studies.TABLE8[:1])
     monkeypatch.setattr(bench, "every_net", lambda nets=bench.every_net: list(nets())[:1])
 
 
