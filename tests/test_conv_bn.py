@@ -248,6 +248,24 @@ def test_who_computes_a_gradient_leaves_its_sums(op, channels, relu):
     assert_close(reading.computed(left[0]), reading.computed(anew[0]), 1e-5)
 
 
+@pytest.mark.parametrize("op", ["conv", "depthwise", "shuffle", "add", "maximum"])
+def test_each_part_of_a_map_has_sums_of_its_own(op):
+    """Threads add to those of the parts that they compute, and to no others: in any order they are the same."""
+    z, ones = normalised((16, 17, 18, 24)), np.ones((16, 17, 18, 24), np.float32)
+    back_through(op, z, ones, np.ones((33, 24), np.float32))
+    assert z.known is not None
+    assert len(z.known[1]) > 1
+    assert (z.known[1] != 0).any(axis=(1, 2)).all()
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_gradient_of_few_channels_may_be_any_part_of_a_vector(first):
+    z, wide = normalised((2, 6, 5, 3)), np.random.default_rng(0).standard_normal((2, 6, 5, reading.LANES)).astype(np.float32)
+    dz = wide[..., first : first + 3]
+    got, expected = (batchnorm.gradient(d, z, training=True) for d in (dz, dz.copy()))
+    assert_close(got[1:], expected[1:], 1e-6)
+
+
 @pytest.mark.parametrize("channels", [3, 5])
 @pytest.mark.parametrize("op", OPS)
 def test_few_channels_have_the_gradients_of_many(op, channels):
