@@ -135,6 +135,17 @@ def test_a_gradient_can_be_asked_for_by_what_an_operation_made(backend):
     np.testing.assert_array_equal(dhidden, 2 * np.ones_like(hidden))
 
 
+def test_a_gradient_by_what_is_split_is_an_array(backend):
+    """Where a split sends back its two halves, they are joined for whoever asks."""
+    tape, x = Tape(backend.kind({})), draw(1, 2, 3, 8, dtype=backend.dtype)
+    left, right = tape.split(x)
+    dy = draw(1, 2, 3, 8, dtype=backend.dtype, seed=1)
+    _, (dx,) = tape.backward(tape.concat_shuffle(right, left, 2), dy, wrt=(x,))
+    assert type(dx) is np.ndarray
+    right, left = np.split(shuffle_reference(dy, 4), 2, axis=3)
+    np.testing.assert_array_equal(dx, np.concatenate((left, right), axis=3))
+
+
 # The record ---------------------------------------------------------------------------------------------------------------------
 
 

@@ -6,6 +6,9 @@ named in `wrt`; what reaches any other array that no operation made is dropped.
 
 from typing import Any, NamedTuple
 
+import numpy as np
+
+from ..ops.shuffle import Joined
 from ..types import Array, Params
 from .arrays import Arrays
 
@@ -62,7 +65,8 @@ class Tape(Arrays):
             for array, d in zip(inputs, sent, strict=False):
                 if id(array) in followed:
                     self.add_to(by_array, id(array), d)
-        return by_name, [by_array.get(id(array), self.zeros_like(array)) for array in wrt]
+        asked = [by_array.get(id(array), self.zeros_like(array)) for array in wrt]
+        return by_name, [np.asarray(d) if isinstance(d, Joined) else d for d in asked]
 
     def add_to(self, sums: dict[Any, Array], key: Any, d: Array) -> None:
         """Where an array fans out, what comes back is summed. Never in place: d may be somebody else's array."""
