@@ -315,6 +315,21 @@ def test_two_halves_of_a_gradient_pass_for_the_whole(channels):
             np.testing.assert_array_equal(a, b)
 
 
+def test_no_image_has_no_gradient():
+    none = np.zeros((0, 4, 4, 24), np.float32)
+    gradients = (
+        *shuffle.shuffle_backward(none, none, 2),
+        *shuffle.concat_backward(np.zeros((0, 4, 4, 48), np.float32), none, none),
+        *add.relu_backward(none, none, none, none),
+    )
+    assert {gradient.shape for gradient in gradients} == {none.shape}
+
+
+def test_an_array_may_be_a_view_of_a_number():
+    x = np.full((), 2, np.float32).reshape(1, 1, 1, 1)
+    assert conv.forward(x, np.full((1, 1, 1, 1), 3, np.float32)) == 6
+
+
 def test_moments_do_not_cancel():
     """A spread of 1 around 10,000, in parts of unequal length whose means are far apart."""
     x = np.random.default_rng(0).standard_normal((1000, 20)).astype(np.float32) + np.float32(10000)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from conftest import assert_close, draw, draw_params
 
+from pyshuffle import Reference
 from pyshuffle.backends.arrays import BN_MOMENTUM
 from pyshuffle.backends.tape import Tape
 from pyshuffle.errors import ShapeError
@@ -144,6 +145,38 @@ def test_a_gradient_by_what_is_split_is_an_array(backend):
     assert type(dx) is np.ndarray
     right, left = np.split(shuffle_reference(dy, 4), 2, axis=3)
     np.testing.assert_array_equal(dx, np.concatenate((left, right), axis=3))
+
+
+HALVED = {
+    "maxpool": lambda ops, x: ops.maxpool(x),
+    "conv_bn": lambda ops, x: ops.conv_bn(x, "conv", "bn", 6),
+    "depthwise_bn": lambda ops, x: ops.depthwise_bn(x, "conv", "bn"),
+    "mean": lambda ops, x: ops.mean(x),
+    "linear": lambda ops, x: ops.linear(ops.mean(x), "fc", 6),
+    "split": lambda ops, x: ops.split(x)[0],
+    "concat": lambda ops, x: ops.concat(x, x),
+    "add_relu": lambda ops, x: ops.add_relu(x, x),
+    "itself and another": lambda ops, x: ops.concat(x, ops.relu(x)),
+}
+
+
+def turned(operation, ops, x):
+    """What an operation makes, its halves in each other's place."""
+    left, right = ops.split(operation(ops, x))
+    return ops.concat(right, left)
+
+
+@pytest.mark.parametrize("operation", HALVED.values(), ids=HALVED)
+def test_any_operation_takes_the_two_halves_of_its_gradient(backend, operation):
+    net, shape = partial(turned, operation), (2, 6, 5, 8)
+    results = []
+    for kind, dtype in ((backend.kind, backend.dtype), (Reference, np.float64)):
+        x = draw(*shape, dtype=dtype)
+        tape = Tape(kind(draw_params(net, shape, dtype), training=True))
+        y = net(tape, x)
+        gradients, (dx,) = tape.backward(y, draw(*y.shape, dtype=dtype, seed=1), wrt=(x,))
+        results.append((dx, *(gradients[name] for name in sorted(gradients))))
+    assert_close(*results, 1e-4)
 
 
 # The record ---------------------------------------------------------------------------------------------------------------------

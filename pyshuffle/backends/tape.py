@@ -13,6 +13,7 @@ from ..types import Array, Params
 from .arrays import Arrays
 
 LOOK_BACK = "conv_bn", "depthwise_bn", "add_relu"  # whose gradients want to know what was made
+TAKE_HALVES = "concat", "concat_shuffle", "shuffle"  # whose gradients part what a split has sent back in halves
 
 
 class Record(NamedTuple):
@@ -55,6 +56,8 @@ class Tape(Arrays):
             if all(d is None for d in arrived):
                 continue  # nothing that y depends on
             douts = [self.zeros_like(made) if d is None else d for made, d in zip(outputs, arrived, strict=True)]
+            if op not in TAKE_HALVES:
+                douts = list(map(whole, douts))
             if op in ("conv", "conv_bn") and id(inputs[0]) not in followed:
                 settings = {**settings, "need_dx": False}  # the first layer: the gradient by the image is costly, and dropped
             elif op == "conv_bn" and id(inputs[0]) in by_array:
@@ -65,9 +68,13 @@ class Tape(Arrays):
             for array, d in zip(inputs, sent, strict=False):
                 if id(array) in followed:
                     self.add_to(by_array, id(array), d)
-        asked = [by_array.get(id(array), self.zeros_like(array)) for array in wrt]
-        return by_name, [np.asarray(d) if isinstance(d, Joined) else d for d in asked]
+        return by_name, [whole(by_array.get(id(array), self.zeros_like(array))) for array in wrt]
 
     def add_to(self, sums: dict[Any, Array], key: Any, d: Array) -> None:
         """Where an array fans out, what comes back is summed. Never in place: d may be somebody else's array."""
         sums[key] = self.functions["add"][0](sums[key], d) if key in sums else d
+
+
+def whole(d: Any) -> Array:
+    """A gradient as an array."""
+    return np.asarray(d) if isinstance(d, Joined) else d

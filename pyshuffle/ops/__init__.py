@@ -2,11 +2,12 @@
 
 Read as a course, in this order: `linear` and `conv` (what is computed, and why a gradient is the same sum read from another side),
 `depthwise` and `shuffle` (what makes these networks cheap, and what mends the damage), `batchnorm` (the one gradient that takes
-some algebra), `relu`, `add`, `pool`, `conv_bn` (three of them as one, by way of `reading`), then `softmax` and `loss`, where the
-gradient of a whole network begins, and `sgd`, where it ends. Costs are as both papers count: multiply-adds of convolutions and of
-the linear layer; and values read and written, which decide the speed of all the rest.
+some algebra), `relu`, `add`, `pool`, `conv_bn` (three of them as one, by way of `reading` and `sums`), then `softmax` and `loss`,
+where the gradient of a whole network begins, and `sgd`, where it ends. Costs are as both papers count: multiply-adds of
+convolutions and of the linear layer; and values read and written, which decide the speed of all the rest.
 
 All activations are channels last, (N, H, W, C). A `_reference` function is plain NumPy in the dtype of its input and is the
 oracle; its twin without the suffix checks float32 input and calls the jitted kernels. Every `backward` takes `dy`, the gradient
-of some scalar by the output, then what its `forward` took, and returns the gradient by each array, in order.
+of some scalar by the output, then what its `forward` took (and `z`, which that made, where it would have to be made anew), and
+returns the gradient by each array, in order.
 """

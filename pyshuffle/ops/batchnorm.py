@@ -107,8 +107,9 @@ def gradient(dy: Array, y: Normalised, training: bool) -> tuple[Source, Array, A
     if lies_wide(x):
         x, dz = widened(x), widened_rows(dy)
     dx = x._replace(kind=GRADIENT, dz=dz, constants=x.constants.copy())
-    if y.known and y.known[0] is dy:
-        sums = y.known[1]
+    known, y.known = y.known, None
+    if known and known[0] is dy:
+        sums = known[1]
     else:
         ends = cuts(len(dx.x))
         sums = begun(x, len(ends) - 1)

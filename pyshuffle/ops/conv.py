@@ -20,7 +20,7 @@ from . import product
 from .check import check_gradient, check_map, out_size, require_float32
 from .jit import rows
 from .reading import NOTHING, Map, Source, source
-from .sums import left
+from .sums import leave
 from .windows import fold, windows
 
 
@@ -87,7 +87,7 @@ def backpropagated(
     if dx is None:
         return None, dw
     if of_pixels:
-        return left(x, dx.reshape(x.shape), sums), dw
+        return leave(x, dx.reshape(x.shape), sums), dw
     dpatches = np.moveaxis(dx.reshape(*shape[:3], groups, len(w), len(w), -1), 3, 5).reshape(*shape[:3], len(w), len(w), -1)
     dx = fold(dpatches, x.shape, stride)
     return dx if before is None else dx + before, dw

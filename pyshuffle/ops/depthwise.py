@@ -23,7 +23,7 @@ from .jit import BLOCKS, helper, kernel, require_jit
 from .moments import measure
 from .product import vector_starts
 from .reading import Map, Source, read_rows, source, widened
-from .sums import begun, covary, left
+from .sums import begun, covary, leave
 from .windows import fold, windows
 
 LANES, RUN, LOW, HIGH = machine().lanes, machine().run, np.float32(-np.inf), np.float32(np.inf)
@@ -78,6 +78,21 @@ def filter_image(padded, weights, starts, stride, y, bias):
         )  # fmt: skip
 
 
+@helper
+def part_image(slopes, filters, starts, both, dx):
+    """dx of an image, with stride 2, by way of `both`: two rows of it, a pixel wider than dx where that is odd."""
+    height, width, channels = dx.shape
+    pixel, row = channels * FLOAT, slopes.shape[1] * channels * FLOAT
+    for i in range(len(slopes) - 1):
+        for v in range(len(starts)):
+            at = starts[v] * FLOAT
+            parities_tile(
+                (slopes.ctypes.data + i * row + at, row, pixel, filters[v].ctypes.data, both.ctypes.data + at,
+                 both.shape[1] * pixel, both.shape[1] // 2)
+            )  # fmt: skip
+        dx[2 * i : 2 * i + 2] = both[: height - 2 * i, :width]
+
+
 @kernel
 def _backward(dy, x, rows, columns, filters, starts, stride, parts, dx, sums):
     # filters (vectors, 9, LANES): w, turned by half a circle where the stride is 1; parts (BLOCKS or fewer, vectors, 9, LANES): each
@@ -103,14 +118,8 @@ def _backward(dy, x, rows, columns, filters, starts, stride, parts, dx, sums):
                 )  # fmt: skip
             if stride == 1:
                 filter_image(slopes, filters, starts, 1, dx[n], bias)
-            for i in range(rows if stride == 2 else 0):
-                for v in range(len(starts)):
-                    at = starts[v] * FLOAT
-                    parities_tile(
-                        (slopes.ctypes.data + i * row + at, row, pixel, filters[v].ctypes.data, both.ctypes.data + at,
-                         2 * columns * pixel, columns)
-                    )  # fmt: skip
-                dx[n, 2 * i : 2 * i + 2] = both[: height - 2 * i, :width]
+            else:
+                part_image(slopes, filters, starts, both, dx[n])
             if len(sums):
                 covary(x, n * height * width, (n + 1) * height * width, flat, sums[part])
 
@@ -154,7 +163,7 @@ def backpropagated(dy: Source, x: Map, w: Array, stride: int = 1) -> tuple[Array
     vectors, lanes = np.divmod(np.arange(channels), LANES)
     lanes += vectors * LANES - starts[vectors]  # the last vector was moved back
     dw = parts.sum(axis=0)[vectors, :, lanes].T.reshape(3, 3, channels)
-    return left(x, dx[..., :channels], sums), np.ascontiguousarray(dw)
+    return leave(x, dx[..., :channels], sums), np.ascontiguousarray(dw)
 
 
 def by_vector(w: Array) -> tuple[Array, npt.NDArray[np.int64]]:

@@ -19,7 +19,7 @@ from .check import check_gradient, check_map, out_size, require_float32
 from .jit import helper, kernel
 from .product import vector_starts
 from .reading import Map, block, widened, widened_rows
-from .sums import begun, covary, left
+from .sums import begun, covary, leave
 from .windows import fold, windows
 
 LANES = machine().lanes
@@ -167,7 +167,7 @@ def max_backward(dy: Array, x: Map) -> tuple[Array]:
     given, slopes = widened(x), widened_rows(dy).reshape(*dy.shape[:3], -1)
     dx, sums = np.empty((*x.shape[:3], given.channels), np.float32), begun(given, len(x))
     _max_backward(slopes, given, vector_starts(given.channels), dx, sums)
-    return (left(x, dx[..., : x.shape[3]], sums),)
+    return (leave(x, dx[..., : x.shape[3]], sums),)
 
 
 def average(x: Array) -> Array:

@@ -348,8 +348,8 @@ def _add_up(parts, runs, dw):
 def backward(
     dy: Source, x: Source, view: View, w: Array, groups: int, need_dx: bool, before: Array = NOTHING
 ) -> tuple[Array | None, Array, Array]:
-    """The rows of dy times w transposed -> dx (P, G taps C/G), if needed, and dw (taps, C/G, O); and the sums of dx, if x is
-    normalised. before: added to dx, like it. Raises PyShuffleError without compiled code."""
+    """The rows of dy times w transposed -> dx (P, G taps C/G), if needed, and dw (taps, C/G, O); and the sums of dx, if its rows
+    are pixels that x normalises. before: added to dx, like it. Raises PyShuffleError without compiled code."""
     require_jit()
     taps, inputs, outputs = len(view.taps), w.shape[1], w.shape[2] // groups
     cut = view.taps, inputs, groups, outputs, len(view.rows)
@@ -363,7 +363,7 @@ def backward(
     p, dy_columns = slope_panels(cut, wide_groups, wide_w.shape[1], wide_w.shape[2] // wide_groups)
     dx = np.empty((view.size, wide_w.shape[2]) if need_dx else (0, 0), np.float32)
     fits = need_dx and dx.shape[1] == columns
-    sums = begun(x, count) if fits else NO_SUMS
+    sums = begun(x, count) if fits and view.band[0] == 0 else NO_SUMS
     _backward(
         dy, x, view.blocks, view.band, view.rows, view.size, c.first, c.last, c.cells, c.targets, STORED, inputs, parts,
         places(len(view.rows), c.vectors * LANES), dy_columns, p.begins, p.table, p.places,

@@ -76,7 +76,7 @@ def source(x: Map) -> Source:
 def place(x: Array) -> tuple[Array, int]:
     """Contiguous rows that hold x, and the first of its channels there."""
     base, pixels = x.base, x.shape[:-1]
-    if isinstance(base, np.ndarray) and base.flags.c_contiguous and base.dtype == x.dtype:
+    if isinstance(base, np.ndarray) and base.ndim and base.flags.c_contiguous and base.dtype == x.dtype:
         row = base.shape[-1:]
         steps = [math.prod(pixels[axis + 1 :] + row) for axis in range(len(pixels))]
         if base.size == math.prod(pixels + row) and x.strides == tuple(x.itemsize * step for step in (*steps, 1)):
@@ -170,7 +170,7 @@ def computed(source: Source) -> Array:
 def cuts(count: int) -> npt.NDArray[np.int64]:
     """Where parts of so many rows begin and end: BLOCKS of them, or fewer."""
     parts = min(BLOCKS, count)
-    return np.arange(parts + 1) * count // parts
+    return np.arange(parts + 1) * count // max(1, parts)
 
 
 def widened(x: Map | Source) -> Source:
@@ -191,8 +191,8 @@ def lies_wide(x: Source) -> bool:
 
 def widened_rows(x: Array) -> Array:
     """The same for an array alone: contiguous rows (P, C), or (P, LANES) with the channels of x in front."""
-    whole, first = place(x)
     short = LANES - x.shape[-1]
     if short <= 0:
         return rows(x)
-    return whole if (first, whole.shape[1]) == (0, LANES) else np.pad(rows(x), ((0, 0), (0, short)))
+    wide, first = place(x)
+    return wide if (first, wide.shape[1]) == (0, LANES) else np.pad(rows(x), ((0, 0), (0, short)))

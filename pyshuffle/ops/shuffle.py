@@ -26,7 +26,7 @@ from ..types import Array, Shaped
 from .check import check_gradient, require_float32
 from .jit import kernel, rows
 from .reading import ROWS, Map, cuts, read, source, whole
-from .sums import NO_SUMS, begun, covary, left
+from .sums import NO_SUMS, begun, covary, leave
 
 T = TypeVar("T")
 
@@ -203,7 +203,7 @@ def part(dy: Array | Joined, groups: int, *maps: Map) -> tuple[Array, ...]:
         *two(map(rows, halves), nothing), groups, order(channels, channels // groups), ends, *two(map(rows, gradients), nothing),
         *two(sources, sources[0]), *two(sums, NO_SUMS),
     )  # fmt: skip
-    return tuple(map(left, maps, gradients, sums))
+    return tuple(map(leave, maps, gradients, sums))
 
 
 def two(given: Iterable[T], none: T) -> list[T]:

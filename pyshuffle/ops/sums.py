@@ -50,7 +50,7 @@ def begun(x: Source, parts: int) -> Array:
     return np.zeros((parts, 2, x.channels)) if x.kind == NORMALISED else NO_SUMS
 
 
-def left(x: Map, dx: Array, sums: Array) -> Array:
+def leave(x: Map, dx: Array, sums: Array) -> Array:
     """dx like x, whose sums are known to x from now on."""
     if isinstance(x, Normalised) and len(sums):
         x.known = dx, sums
