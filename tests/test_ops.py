@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pyshuffle.engine.machine import machine
 from pyshuffle.errors import ShapeError
 from pyshuffle.gradcheck import gradcheck
-from pyshuffle.ops import batchnorm, loss, product, sgd
+from pyshuffle.ops import batchnorm, loss, panels, sgd
 
 # The equations, as the files of ops/ print them, in plain loops ----------------------------------------------------------------
 
@@ -553,7 +553,7 @@ def test_what_cannot_be_moved_in_place():
 def test_what_is_left_over_of_a_groups_outputs_may_be_half_a_vector():
     """Four more than a vector has are half of one where the machine has such tiles, else a second; each group ends with its own."""
     lanes = machine().lanes
-    p = product.panels((0,), 3, 40, lanes + 4)
+    p = panels.panels((0,), 3, 40, lanes + 4)
     halves = 3 if machine().halved else 4
     assert p.table[:, 0].tolist() == [halves] * 3
     assert p.starts.tolist() == [group * (lanes + 4) + start for group in range(3) for start in (0, 12 if halves == 3 else 4)]

@@ -21,7 +21,7 @@ from ..types import Array, Shaped
 from .check import check_gradient, check_map, out_size, require_float32
 from .jit import BLOCKS, helper, kernel, require_jit
 from .moments import measure
-from .product import vector_starts
+from .panels import vector_starts
 from .reading import Map, Source, read_rows, source, widened
 from .sums import begun, covary, leave
 from .windows import fold, windows

@@ -17,7 +17,7 @@ from ..engine.machine import FLOAT, machine
 from ..types import Array, Shaped
 from .check import check_gradient, check_map, out_size, require_float32
 from .jit import helper, kernel
-from .product import vector_starts
+from .panels import vector_starts
 from .reading import Map, block, widened, widened_rows
 from .sums import begun, covary, leave
 from .windows import fold, windows
