@@ -56,7 +56,7 @@ def _numbered(tile: Tile) -> Any:
 if not config.DISABLE_JIT:
     library.load()
 dense_tile, window_tile, slope_tile = _numbered(dense), _numbered(window), _numbered(slope)
-normalise_tile, differentiate_tile = _numbered(normalise), _numbered(differentiate)
+normalise_tile, differentiate_tile = _sole(normalise), _sole(differentiate)
 measure_tile, covary_tile = _numbered(measure), _numbered(covary)
 maximum_tile, average_tile, peak_tile = _sole(maximum), _sole(average), _sole(peak)
 maximum_slope_tile, parities_tile = _sole(maximum_slope), _sole(parities)

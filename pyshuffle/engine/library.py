@@ -33,8 +33,8 @@ def shapes() -> dict[Tile, dict[int, Shape]]:
         dense: {2 * h + one: {"halves": h, "pixels": 1 if one else m.heights[-(-h // 2)]} for h in m.widths for one in (0, 1)},
         window: {2 * s + one: {"stride": s, "pixels": 1 if one else m.run} for s in strides for one in (0, 1)},
         slope: {s: {"stride": s} for s in strides},
-        **dict.fromkeys((normalise, differentiate, measure, covary), by_vectors),
-        **{tile: {0: {}} for tile in (maximum, average, peak, maximum_slope, parities)},
+        **dict.fromkeys((measure, covary), by_vectors),
+        **{tile: {0: {}} for tile in (maximum, average, peak, maximum_slope, parities, normalise, differentiate)},
     }
 
 

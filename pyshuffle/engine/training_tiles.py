@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from llvmlite import ir
 
@@ -52,33 +54,34 @@ def parities(e: Emitter, given: Arguments) -> None:
         following += [source, e.build.add(target, e.build.mul(given["pixel"], I64(2))), right, across]
 
 
-@tile("source source_row source_last constants constants_row target target_row target_last rows low")
-def normalise(e: Emitter, given: Arguments, vectors: int) -> None:
+@tile("source source_row source_last constants constants_row target target_row target_last rows vectors low")
+def normalise(e: Emitter, given: Arguments) -> None:
     """z = max(low, scale (x - mean) + beta) for rows x, with the constants mean, scale and beta; NaN stays NaN.
 
-    The vectors lie side by side, but the last of them may overlap the one before.
+    The vectors of a row lie side by side, but the last of them may overlap the one before. Memory is read row after row, as it
+    lies there, which is faster than to keep the constants of a few vectors in registers.
     """
-    places = side_by_side(e, given, vectors)
-    known = [constants(e, given, place, 3) for place, _ in places]
-    ahead = e.build.mul(given["rows"], given["source_row"])  # what will be read next comes meanwhile
     low = e.everywhere(given["low"])
+    ahead = e.build.mul(given["rows"], given["source_row"])  # what will be read next comes meanwhile
     with e.loop(given["rows"], [given["source"], given["target"]]) as ((source, target), following):
-        for (place, goal), (mean, scale, beta) in zip(places, known, strict=True):
+        with each_vector(e, given) as (place, goal):
+            mean, scale, beta = constants(e, given, place, 3)
             value = e.multiply_add(e.build.fsub(e.load(e.build.add(source, place), e.vector), mean), scale, beta)
             e.prefetch(e.build.add(e.build.add(source, place), ahead))
             e.store(e.larger(low, value), e.build.add(target, goal))
         following += [e.build.add(source, given["source_row"]), e.build.add(target, given["target_row"])]
 
 
-@tile("source source_row source_last gradient gradient_row constants constants_row target target_row target_last rows low")
-def differentiate(e: Emitter, given: Arguments, vectors: int) -> None:
+@tile(
+    "source source_row source_last gradient gradient_row constants constants_row target target_row target_last rows vectors low"
+)
+def differentiate(e: Emitter, given: Arguments) -> None:
     """dx = scale dz [z > low] + slope (x - mean) + offset for rows x and dz, with z as `normalise` has it; and two constants more."""
-    places = side_by_side(e, given, vectors)
-    known = [constants(e, given, place, 5) for place, _ in places]
-    ahead = e.build.mul(given["rows"], given["source_row"])
     low, none = e.everywhere(given["low"]), ir.Constant(e.vector, [0.0] * e.lanes)
+    ahead = e.build.mul(given["rows"], given["source_row"])
     with e.loop(given["rows"], [given["source"], given["gradient"], given["target"]]) as ((source, gradient, target), following):
-        for (place, goal), (mean, scale, beta, slope, offset) in zip(places, known, strict=True):
+        with each_vector(e, given) as (place, goal):
+            mean, scale, beta, slope, offset = constants(e, given, place, 5)
             above = e.build.fsub(e.load(e.build.add(source, place), e.vector), mean)
             passed = e.build.fcmp_ordered(">", e.multiply_add(above, scale, beta), low)
             d = e.build.select(passed, e.load(e.build.add(gradient, place), e.vector), none)
@@ -89,9 +92,18 @@ def differentiate(e: Emitter, given: Arguments, vectors: int) -> None:
         following.append(e.build.add(target, given["target_row"]))
 
 
+@contextmanager
+def each_vector(e: Emitter, given: Arguments) -> Iterator[tuple[ir.Value, ir.Value]]:
+    """A round for each vector of a row: where it lies in one that is read, and in one that is written."""
+    with e.loop(given["vectors"], [I64(0), I64(0)]) as ((place, goal), following):
+        yield place, goal
+        following += [e.smaller(e.build.add(place, I64(e.size)), given["source_last"])]
+        following += [e.smaller(e.build.add(goal, I64(e.size)), given["target_last"])]
+
+
 @tile("source source_row source_last rows near total square")
 def measure(e: Emitter, given: Arguments, vectors: int) -> None:
-    """total = sum (x - near), square = sum (x - near)^2 over rows x, in vectors as `normalise` has them."""
+    """total = sum (x - near), square = sum (x - near)^2 over rows x, in vectors as `beside` has them."""
     places = beside(e, given, vectors)
     near = [e.load(e.build.add(given["near"], place), e.vector) for place in places]
     none = [ir.Constant(e.vector, [0.0] * e.lanes)] * vectors
@@ -142,12 +154,6 @@ def constants(e: Emitter, given: Arguments, place: ir.Value, count: int) -> list
     """The same vector of the rows of a table of constants."""
     first = e.build.add(given["constants"], place)
     return [e.load(e.build.add(first, e.build.mul(given["constants_row"], I64(i))), e.vector) for i in range(count)]
-
-
-def side_by_side(e: Emitter, given: Arguments, vectors: int) -> list[tuple[ir.Value, ir.Value]]:
-    """Where vectors lie in a row that is read, and in one that is written."""
-    places = beside(e, given, vectors)
-    return list(zip(places, [*places[:-1], given["target_last"]], strict=True))
 
 
 @tile("row0 row1 row2 apart pixel last gradient gradient_pixel count")

@@ -12,7 +12,7 @@ from numba import prange
 from ..types import Array
 from .check import check_gradient, check_same, require_float32
 from .jit import kernel, rows
-from .reading import ROWS, Map, block, cuts, source
+from .reading import ROWS, Map, block, cuts, read, source
 from .sums import begun, covary, leave
 
 
@@ -30,11 +30,11 @@ def backward_reference(dy: Array, a: Array, b: Array) -> tuple[Array, Array]:
 def _forward(a, b, low, y):  # (P, C); low: 0 for a ReLU, else -inf
     for part in prange(-(-len(y) // ROWS)):
         first, last = part * ROWS, min((part + 1) * ROWS, len(y))
-        shape, out = (last - first, a.channels), y[first:last].reshape(-1)
-        lefts = block(a, first, np.empty(shape, np.float32)).reshape(-1)
-        rights = block(b, first, np.empty(shape, np.float32)).reshape(-1)
+        out = y[first:last].reshape(-1)
+        read(b, first, y[first:last], 0)
+        lefts = block(a, first, np.empty((last - first, a.channels), np.float32)).reshape(-1)
         for k in range(len(out)):
-            total = lefts[k] + rights[k]
+            total = lefts[k] + out[k]
             out[k] = low if total < low else total  # NaN stays NaN
 
 

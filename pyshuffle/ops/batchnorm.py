@@ -103,9 +103,8 @@ def backward(
 
 def gradient(dy: Array, y: Normalised, training: bool) -> tuple[Source, Array, Array]:
     """dy like y -> the gradient by what y normalises, to be computed where it is read; dgamma, dbeta (C,)."""
-    x, dz = y.source, rows(dy)
-    if lies_wide(x):
-        x, dz = widened(x), widened_rows(dy)
+    x = y.source
+    x, dz = (widened(x), widened_rows(dy)) if lies_wide(x) else (x, rows(dy))
     dx = x._replace(kind=GRADIENT, dz=dz, constants=x.constants.copy())
     known, y.known = y.known, None
     if known and known[0] is dy:

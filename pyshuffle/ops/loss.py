@@ -54,11 +54,13 @@ def _loss(logits, labels, smoothing, losses, dlogits):  # losses (N,), float64
             top = max(top, np.float64(logits[n, k]))
         total, linear = 0.0, 0.0
         for k in range(classes):
-            total += np.exp(logits[n, k] - top)
+            power = np.exp(logits[n, k] - top)
+            dlogits[n, k] = power
+            total += power
             linear += logits[n, k] - top
         losses[n] = np.log(total) - (1 - smoothing) * (logits[n, labels[n]] - top) - smoothing / classes * linear
         for k in range(classes):
-            dlogits[n, k] = (np.exp(logits[n, k] - top) / total - smoothing / classes) / images
+            dlogits[n, k] = (dlogits[n, k] / total - smoothing / classes) / images
         dlogits[n, labels[n]] -= (1 - smoothing) / images
 
 

@@ -23,7 +23,6 @@ from ..engine.machine import FLOAT, machine
 from ..types import Array
 from .check import EPS
 from .jit import BLOCKS, helper, kernel, require_jit, rows
-from .moments import MOST, side_by_side
 
 PLAIN, NORMALISED, GRADIENT = range(3)
 ROWS = 64  # of a part of a map: they stay in the nearest cache
@@ -97,22 +96,21 @@ def whole(x: Map) -> Array:
 @helper
 def read(source, begin, out, at):
     """Rows from `begin` on become those of out (R, C or more), from channel `at` on."""
-    if source.kind == PLAIN and source.x.shape[1] == source.channels == out.shape[1]:
+    if source.channels >= LANES:
+        read_rows(source, begin, len(out), out.ctypes.data + at * FLOAT, out.shape[1] * FLOAT)
+    elif source.kind == PLAIN and source.x.shape[1] == source.channels == out.shape[1]:
         given, goal = source.x[begin : begin + len(out)].reshape(-1), out.reshape(-1)
         for k in range(len(goal)):
             goal[k] = given[k]
-    elif source.channels < LANES:
-        read_narrow(source, begin, out, at)
     else:
-        read_rows(source, begin, len(out), out.ctypes.data + at * FLOAT, out.shape[1] * FLOAT)
+        read_narrow(source, begin, out, at)
 
 
 @helper
 def read_rows(source, begin, count, target, target_row):
     """So many rows from `begin` on, of a vector's channels or more, to an address."""
-    for first in range(0, source.channels, MOST * LANES):
-        vectors, last = side_by_side(source.channels, first)
-        read_vectors(source, begin, count, vectors, first, last // FLOAT, target + first * FLOAT, target_row, last)
+    vectors, last = -(-source.channels // LANES), source.channels - LANES
+    read_vectors(source, begin, count, vectors, 0, last, target, target_row, last * FLOAT)
 
 
 @helper
@@ -124,10 +122,10 @@ def read_vectors(source, begin, count, vectors, first, last, target, target_row,
     if source.kind == GRADIENT:
         dz = source.dz.ctypes.data + begin * row + first * FLOAT
         differentiate_tile(
-            vectors, (x, x_row, last * FLOAT, dz, row, constants, row, target, target_row, target_last, count, source.low)
+            (x, x_row, last * FLOAT, dz, row, constants, row, target, target_row, target_last, count, vectors, source.low)
         )
     else:
-        normalise_tile(vectors, (x, x_row, last * FLOAT, constants, row, target, target_row, target_last, count, source.low))
+        normalise_tile((x, x_row, last * FLOAT, constants, row, target, target_row, target_last, count, vectors, source.low))
 
 
 @helper
