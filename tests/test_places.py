@@ -14,7 +14,7 @@ from typing import NamedTuple
 import pytest
 from conftest import INTERPRETED, ROOT, SIMULATED
 
-from pyshuffle import classify, train
+from pyshuffle import classify, training
 from pyshuffle.data import ImageFolder
 from pyshuffle.engine import native
 
@@ -170,10 +170,10 @@ def test_classes_have_the_same_names_in_every_locale(tmp_path):
 @pytest.mark.parametrize("terminal", [True, False])
 def test_progress_overwrites_itself_on_a_terminal_only(terminal, monkeypatch, capsys):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal, raising=False)
-    progress = train.Progress(step=1, loss=2.0, right=1, seen=2, seconds=1.0)
+    progress = training.Progress(step=1, loss=2.0, right=1, seen=2, seconds=1.0)
     run = SimpleNamespace(reported_at=-1000, progress=progress, steps=3, batch=2, settings=SimpleNamespace(epochs=1))
-    train.Run.report(run, 1)
-    train.Run.report(run, 1)  # too soon
+    training.Run.report(run, 1)
+    training.Run.report(run, 1)  # too soon
     out = capsys.readouterr().out
     assert out.endswith("\r" if terminal else "left\n")
     assert out.count("step 1/3  loss 1.000  accuracy 50.0%  2 images/s  0 min 02 s left") == 1

@@ -10,11 +10,12 @@ import pytest
 from golden import make_losses
 from PIL import Image
 
-from pyshuffle import cli, sgd, train, weights
+from pyshuffle import cli, sgd, train, training, weights
 from pyshuffle.errors import TrainingError
 from pyshuffle.image import Preprocess
 from pyshuffle.init import initialise
 from pyshuffle.nets import ShuffleNetV2
+from pyshuffle.settings import Settings
 
 SMALL = ("--arch", "v2", "--width", "0.33", "--size", "32", "--batch", "8", "--hold-out", "0.2")
 
@@ -47,7 +48,7 @@ def arrays(path) -> dict:
 
 def assert_same_weights(a, b) -> None:
     """To the bit, velocities included."""
-    first, second = (train.read_state(folder / "state.npz")[2] for folder in (a, b))
+    first, second = (training.read_state(folder / "state.npz")[2] for folder in (a, b))
     assert first.keys() == second.keys()
     for name, array in first.items():
         np.testing.assert_array_equal(array, second[name], err_msg=name)
@@ -111,7 +112,7 @@ def test_a_run_leaves_curves_and_weights_that_classify_can_use(images, tmp_path,
     with (out / "log.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["epoch"] for row in rows] == list("123456")
-    assert tuple(rows[0]) == train.COLUMNS
+    assert tuple(rows[0]) == training.COLUMNS
     assert float(rows[-1]["loss"]) < float(rows[0]["loss"])
     checkpoint = weights.load(out / "weights.npz")
     assert checkpoint.labels == ("red", "green", "blue")
@@ -124,10 +125,19 @@ def test_weights_trained_on_enlarged_images_say_so(images, tmp_path):
     assert weights.load(tmp_path / "run" / "weights.npz").preprocess == Preprocess(resize=64, crop=64, detail=32)
 
 
+def test_a_network_may_be_shown_larger_images_than_it_is_trained_on(images, tmp_path):
+    for size, name in ((0, "same"), (64, "larger")):
+        assert run(images, *SMALL, "--epochs", 2, "--test-size", size, "--out", tmp_path / name) == 0
+    assert_same_run(tmp_path / "same", tmp_path / "larger")  # training is what it was
+    measured = [[row[5] for row in curves(tmp_path / name)[1:]] for name in ("same", "larger")]
+    assert all(same != larger for same, larger in zip(*measured, strict=True))
+    assert weights.load(tmp_path / "larger" / "weights.npz").preprocess == Preprocess(resize=64, crop=64, detail=32)
+
+
 def test_an_interrupted_run_saves_and_says_how_to_go_on(images, tmp_path, capsys, monkeypatch):
     arguments = (images, *SMALL, "--epochs", 3)
     assert run(*arguments, "--out", tmp_path / "whole") == 0
-    report = train.Run.report
+    report = training.Run.report
 
     def interrupt(self, epoch):
         report(self, epoch)
@@ -135,7 +145,7 @@ def test_an_interrupted_run_saves_and_says_how_to_go_on(images, tmp_path, capsys
             os.kill(os.getpid(), signal.SIGINT)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train.Run, "report", interrupt)
+        patch.setattr(training.Run, "report", interrupt)
         assert run(*arguments, "--out", tmp_path / "stopped") == 130
     assert f"stopped after step 4; go on with --resume {tmp_path / 'stopped'}" in capsys.readouterr().out
     assert run("--resume", tmp_path / "stopped") == 0
@@ -200,7 +210,7 @@ def test_stopping_after_a_last_step_loses_no_line_of_the_curves(last, images, tm
     arguments = (images, *SMALL, "--epochs", 3)
     assert run(*arguments, "--out", tmp_path / "whole") == 0
     with monkeypatch.context() as patch:
-        patch.setattr(train.Run, "report", lambda self, _: setattr(self, "stopping", self.progress.step == last))
+        patch.setattr(training.Run, "report", lambda self, _: setattr(self, "stopping", self.progress.step == last))
         assert run(*arguments, "--out", tmp_path / "stopped") == 130
     assert run("--resume", tmp_path / "stopped") == 0
     assert curves(tmp_path / "stopped") == curves(tmp_path / "whole")
@@ -236,7 +246,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_state(im
     assert "not finite after step" in error or "the loss is nan" in error
     assert f"the last good state is {out / 'state.npz'}" in error
     assert error.count("\n") == 1
-    assert all(np.isfinite(array).all() for array in train.read_state(out / "state.npz")[2].values())
+    assert all(np.isfinite(array).all() for array in training.read_state(out / "state.npz")[2].values())
 
 
 def test_a_full_disk_stops_the_run_and_keeps_the_last_good_state(images, tmp_path, capsys, monkeypatch):
@@ -248,7 +258,7 @@ def test_a_full_disk_stops_the_run_and_keeps_the_last_good_state(images, tmp_pat
         file.write(b"half a state")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(train.np, "savez", half_written)
+    monkeypatch.setattr(training.np, "savez", half_written)
     assert run("--resume", out) == 2
     assert "No space left on device" in capsys.readouterr().err
     monkeypatch.undo()
@@ -276,6 +286,8 @@ def test_weights_without_a_state_are_not_overwritten(images, tmp_path, capsys):
         (("{images}", "--groups", "3"), "v2 has no setting 'groups'"),
         (("{images}", "--arch", "v1", "--groups", "8", "--width", "0.25"), "choose one of 0.5, 1.0, 1.5, 2.0"),
         (("{images}", "--size", "16"), "size=16 is less than 32"),
+        (("{images}", "--test-size", "16"), "test_size=16 is neither 0 nor 32 or more"),
+        (("{images}", "--test-size", "2000"), "resize=2000, crop=2000 and detail=32 are not sides up to 1024"),
         (("{images}", "--batch", "0"), "batch=0 is less than 1"),
         (("{images}", "--save-every", "nan"), "save_every=nan is not in [0, inf)"),
         (("{images}", "--classes", "3"), "unrecognized arguments: --classes 3"),
@@ -303,7 +315,7 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments, message, images, tmp_p
 
 def test_settings_are_checked():
     with pytest.raises(TrainingError, match=r"hold_out=1.0 is not in \[0, 1\)"):
-        train.Settings(net={}, data="", images="", labels=(), detail=0, hold_out=1.0)
+        Settings(net={}, data="", images="", labels=(), detail=0, hold_out=1.0)
 
 
 def test_damaged_images_are_named_counted_and_left_out(images, tmp_path, capsys, monkeypatch):
@@ -317,7 +329,7 @@ def test_damaged_images_are_named_counted_and_left_out(images, tmp_path, capsys,
         f"skipped {images / 'b' / '9.png'}: 2 x 2 pixels: at least 8 are needed each way",
     ]
     assert [line.endswith("2 images skipped") for line in out.splitlines() if "held-out loss" in line] == [True, True]
-    monkeypatch.setattr(train.Run, "train_epoch", stopping_after(4, train.Run.train_epoch))
+    monkeypatch.setattr(training.Run, "train_epoch", stopping_after(4, training.Run.train_epoch))
     assert run(images, *SMALL, "--epochs", 2, "--out", tmp_path / "stopped") == cli.INTERRUPTED
     monkeypatch.undo()
     assert run("--resume", tmp_path / "stopped") == 0
@@ -350,7 +362,7 @@ def test_a_run_killed_while_it_closes_the_last_epoch_ends_with_the_same_bits(ima
     assert run(images, *SMALL, "--epochs", 2, "--out", tmp_path / "whole") == 0
     with monkeypatch.context() as patch:
         patch.setattr(sgd.Trainer, "measure", lambda *_: 1 / 0)  # after the statistics are computed
-        patch.setattr(train.Run, "close_epoch", only_last(train.Run.close_epoch))
+        patch.setattr(training.Run, "close_epoch", only_last(training.Run.close_epoch))
         with pytest.raises(ZeroDivisionError):
             run(images, *SMALL, "--epochs", 2, "--out", tmp_path / "killed")
     assert run("--resume", tmp_path / "killed") == 0

@@ -1,0 +1,244 @@
+"""A training run, and the folder it lives in.
+
+It keeps three files, each replaced whole: `state.npz`, from which it can go on; `weights.npz`, for `classify`; and `log.csv`. While
+it lasts, a file without a name holds the decoded images, up to 4 GB of them.
+
+Everything random comes from the seed, the epoch and the image, and the kernels give the same bits for any number of threads, so a
+run that is killed and resumed ends with exactly the weights of one that was not.
+"""
+
+import csv
+import dataclasses
+import io
+import json
+import math
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import cli, device, nets, plots, weights
+from .backends.cost import parameter_shapes
+from .data import Batch, Decoder, ImageFolder, measuring_batches, training_batches
+from .errors import TrainingError
+from .init import initialise
+from .settings import Settings
+from .sgd import learning_rate
+from .types import Array
+
+COLUMNS = ("epoch", "step", "rate", "loss", "accuracy", "held_out_loss", "held_out_accuracy", "images_per_second", "seconds")
+STATISTICS = 8192  # images from which the running statistics are computed anew at the end
+STATE, WEIGHTS, LOG = "state.npz", "weights.npz", "log.csv"
+
+
+@dataclass
+class Progress:
+    """How far a run has come; the sums are those of the epoch it is in."""
+
+    step: int = 0
+    loss: float = 0.0
+    right: int = 0
+    seen: int = 0
+    seconds: float = 0.0
+    rows: list[list[float]] = dataclasses.field(default_factory=list)  # of the log
+
+    def add(self, value: float, right: int, images: int, seconds: float) -> None:
+        self.step += 1
+        self.loss += value * images
+        self.right += right
+        self.seen += images
+        self.seconds += seconds
+
+    def close_epoch(self, epoch: int, rate: float, held_out: tuple[float, float]) -> None:
+        means = self.loss / self.seen, self.right / self.seen
+        self.rows.append([epoch, self.step, rate, *means, *held_out, self.seen / self.seconds, self.seconds])
+        self.loss, self.right, self.seen, self.seconds = 0.0, 0, 0, 0.0
+
+
+class Run:
+    """A training run and the folder it lives in."""
+
+    def __init__(self, out: Path, settings: Settings, save_every: float, plot: Path | None = None) -> None:
+        if not 0 <= save_every < math.inf:
+            raise TrainingError(f"save_every={save_every} is not in [0, inf)")
+        self.out, self.settings, self.save_every, self.plot = out, settings, save_every, plot
+        self.net = nets.build(**settings.net)
+        folder = ImageFolder.scan(Path(settings.data))
+        if folder.fingerprint() != settings.images:
+            raise TrainingError(f"the images in {settings.data} are not those that the run in {out} was started with")
+        self.train, self.held_out = folder.hold_out(settings.hold_out)
+        self.decode, self.told = Decoder(out), 0
+        self.batch = min(settings.batch, len(self.train))
+        self.steps_per_epoch = len(self.train) // self.batch
+        self.steps = settings.epochs * self.steps_per_epoch
+        self.trainer = device.trainer(settings.device)(
+            self.net, initialise(self.net, settings.seed), settings.decay, settings.smoothing
+        )
+        self.progress = Progress()
+        self.saved_at = self.reported_at = time.monotonic()
+        self.stopping = False
+
+    @classmethod
+    def resume(cls, out: Path, given: dict[str, Any], save_every: float, plot: Path | None = None) -> "Run":
+        """The run whose state lies in `out`. `given` are settings named again, which must be those of the run."""
+        if out.is_file():
+            raise TrainingError(f"{out} is a file: --resume takes the folder of a run")
+        settings, progress, arrays = read_state(out / STATE)
+        known = {**settings.net, **dataclasses.asdict(settings)}
+        for name, value in given.items():
+            if name != "data" and known.get(name) != value:  # the images may have moved
+                raise TrainingError(f"{out} is a run with {name}={known.get(name)}: it cannot be resumed with {name}={value}")
+        run = cls(out, dataclasses.replace(settings, data=given.get("data", settings.data)), save_every, plot)
+        run.progress = progress
+        for kind in ("params", "velocity"):
+            own = {name.removeprefix(f"{kind}/"): array for name, array in arrays.items() if name.startswith(f"{kind}/")}
+            run.trainer.restore({kind: own})
+        return run
+
+    def start_from(self, path: Path) -> None:
+        """Begin with the weights in a file; of a network with another number of classes, with all but the classifier.
+
+        Raises WeightsError for a file that holds none, TrainingError for those of another network.
+        """
+        checkpoint = weights.load(path)
+        if nets.describe(checkpoint.net) | {"classes": self.net.classes} != nets.describe(self.net):
+            has, needs = (cli.options_of(net) for net in (checkpoint.net, self.net))
+            raise TrainingError(f"{path} is of the network {has}, and the run is one of {needs}")
+        shapes = parameter_shapes(self.net)
+        params = {name: array for name, array in checkpoint.params.items() if array.shape == shapes[name]}
+        self.trainer.restore({"params": params})
+        if len(params) < len(shapes):
+            anew = ", ".join(name for name in shapes if name not in params)
+            say(f"{path} knows {checkpoint.net.classes} classes and the run {self.net.classes}: anew begins {anew}")
+        elif checkpoint.labels and checkpoint.labels != self.settings.labels:
+            say(f"{path} knows as many classes by other names: its classifier is kept")
+
+    def run(self) -> None:
+        """Train to the end, or until `stopping` is set; either way the state is saved."""
+        with np.errstate(all="ignore"):  # what overflows is looked for, and told, in the results
+            while not self.stopping and (self.progress.step < self.steps or self.progress.seen):
+                self.save()
+                epoch, start = divmod(self.progress.step, self.steps_per_epoch)
+                if start == 0 and self.progress.seen:  # the steps of an epoch are done, measuring what came of them is not
+                    self.close_epoch(epoch)
+                else:
+                    self.train_epoch(epoch + 1, start)
+        self.save()
+        self.publish()
+
+    def train_epoch(self, epoch: int, start: int) -> None:
+        """The steps of an epoch, counted from 1, from number `start` on."""
+        began = time.monotonic()
+        for images, labels in self.batches(epoch, start):
+            value, right = self.trainer.step(images, labels, self.rate(self.progress.step)) if len(labels) else (0.0, 0)
+            if not math.isfinite(value):
+                raise TrainingError(f"the loss is {value} in epoch {epoch} at step {self.progress.step + 1}: {self.last_good()}")
+            now = time.monotonic()
+            self.progress.add(value, right, len(labels), now - began)
+            began = now
+            self.name_skipped()
+            self.report(epoch)
+            if self.stopping:
+                return
+            if now - self.saved_at > self.save_every:
+                self.save()
+
+    def batches(self, epoch: int, start: int) -> Iterator[Batch]:
+        """Those of an epoch, counted from 1, from number `start` on."""
+        s = self.settings
+        return training_batches(self.train, s.preprocess(s.size), self.batch, s.seed, epoch, start, self.decode, s.min_area)
+
+    def close_epoch(self, epoch: int) -> None:
+        """Measure what an epoch has come to, and make it known. After the last one, the statistics are those of the last weights."""
+        s = self.settings
+        if epoch == s.epochs:
+            self.trainer.recompute(islice(self.batches(epoch, 0), max(1, STATISTICS // self.batch)))
+        held_out = self.trainer.measure(measuring_batches(self.held_out, s.preprocess(s.shown), self.batch, self.decode))
+        self.name_skipped()
+        self.progress.close_epoch(epoch, self.rate(self.progress.step - 1), held_out)
+        self.publish()
+        _, _, _, value, accuracy, held_loss, held_accuracy, speed, seconds = self.progress.rows[-1]
+        say(
+            f"epoch {epoch}/{s.epochs}  loss {value:.3f}  accuracy {accuracy:.1%}  held-out loss {held_loss:.3f}  "
+            f"held-out accuracy {held_accuracy:.1%}  {speed:.0f} images/s  {seconds:.0f} s"
+            + (f"  {self.told} image{'s' * (self.told > 1)} skipped" if self.told else "")
+        )
+
+    def rate(self, step: int) -> float:
+        return learning_rate(step, self.steps, self.steps_per_epoch, self.settings.rate * self.batch / 1024)
+
+    def save(self) -> None:
+        """Write the state. What is not finite is not saved: the last good state stays."""
+        state = self.trainer.state()
+        if not all(np.isfinite(array).all() for array in state["params"].values()):
+            raise TrainingError(f"a parameter is not finite after step {self.progress.step}: {self.last_good()}")
+        meta = {"settings": dataclasses.asdict(self.settings), "progress": dataclasses.asdict(self.progress)}
+        arrays: dict[str, np.ndarray] = {"meta": np.frombuffer(json.dumps(meta).encode(), np.uint8)}
+        for kind, store in state.items():
+            arrays |= {f"{kind}/{name}": array for name, array in store.items()}
+        weights.write_atomically(self.out / STATE, lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
+        self.saved_at = time.monotonic()
+
+    def last_good(self) -> str:
+        return f"the last good state is {self.out / STATE}; try a lower --rate"
+
+    def publish(self) -> None:
+        """Write what others read: the weights and the curves."""
+        s = self.settings
+        checkpoint = weights.Checkpoint(self.net, self.trainer.state()["params"], s.labels, s.preprocess(s.shown))
+        weights.save(self.out / WEIGHTS, checkpoint)
+        text = io.StringIO(newline="")
+        csv.writer(text).writerows([COLUMNS, *self.progress.rows])
+        weights.write_atomically(self.out / LOG, lambda file: file.write(text.getvalue().encode()))
+        if self.plot and self.progress.rows:
+            figure = plots.sheet(self.plot)
+            plots.curves([dict(zip(COLUMNS, row, strict=True)) for row in self.progress.rows], figure)
+            plots.save(figure, self.plot)
+
+    def name_skipped(self) -> None:
+        """Each image that cannot be decoded, once."""
+        faults = list(self.decode.faults.values())
+        for fault in faults[self.told :]:
+            print(f"skipped {fault}", file=sys.stderr, flush=True)
+        self.told = len(faults)
+
+    def report(self, epoch: int) -> None:
+        """One line that overwrites itself on a terminal, and one every half minute elsewhere."""
+        now, p = time.monotonic(), self.progress
+        if now - self.reported_at < (0.2 if sys.stdout.isatty() else 30):
+            return
+        self.reported_at = now
+        left = (self.steps - p.step) * p.seconds / (p.seen / self.batch)
+        say(
+            f"epoch {epoch}/{self.settings.epochs}  step {p.step}/{self.steps}  loss {p.loss / p.seen:.3f}  "
+            f"accuracy {p.right / p.seen:.1%}  {p.seen / p.seconds:.0f} images/s  {duration(left)} left",
+            end="\r" if sys.stdout.isatty() else "\n",
+        )
+
+
+def say(line: str, end: str = "\n") -> None:
+    print(f"{line:100}" if sys.stdout.isatty() else line, end=end, flush=True)
+
+
+def duration(seconds: float) -> str:
+    minutes = int(seconds) // 60
+    return f"{minutes // 60} h {minutes % 60:02} min" if minutes >= 60 else f"{minutes} min {int(seconds) % 60:02} s"
+
+
+def read_state(path: Path) -> tuple[Settings, Progress, dict[str, Array]]:
+    """A run's settings, its progress, and its arrays by name. Raises TrainingError."""
+    if not path.is_file():
+        raise TrainingError(f"{path}: no such file, so there is no run to resume")
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            arrays = dict(archive)
+        meta = json.loads(arrays.pop("meta").tobytes())
+        settings = Settings(**{**meta["settings"], "labels": tuple(meta["settings"]["labels"])})
+        return settings, Progress(**meta["progress"]), arrays
+    except Exception as error:  # whatever a damaged archive makes zipfile, json or NumPy say
+        raise TrainingError(f"{path}: not a state that can be resumed ({error})") from error
