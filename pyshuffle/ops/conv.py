@@ -19,7 +19,7 @@ from ..types import Array, Shaped
 from . import product
 from .check import check_gradient, check_map, out_size, require_float32
 from .jit import rows
-from .reading import NOTHING, Map, Source, source
+from .reading import LANES, NOTHING, Map, Source, source
 from .sums import leave
 from .windows import fold, windows
 
@@ -79,18 +79,18 @@ def backpropagated(
     require_float32(x, w)
     pixels, view = viewed(x, len(w), stride, shape)
     of_pixels = len(w) == stride == 1
-    begin = NOTHING if before is None else rows(before)
-    dx, dw, sums = product.backward(
-        dy, pixels, view, w.reshape(-1, *w.shape[2:]), groups, need_dx, begin if of_pixels else NOTHING
-    )
+    added = before is not None and of_pixels and x.shape[3] >= LANES  # by the tiles, which begin with it
+    begin = rows(before) if before is not None and added else NOTHING
+    dx, dw, sums = product.backward(dy, pixels, view, w.reshape(-1, *w.shape[2:]), groups, need_dx, begin)
     dw = dw.reshape(w.shape)
     if dx is None:
         return None, dw
     if of_pixels:
-        return leave(x, dx.reshape(x.shape), sums), dw
-    dpatches = np.moveaxis(dx.reshape(*shape[:3], groups, len(w), len(w), -1), 3, 5).reshape(*shape[:3], len(w), len(w), -1)
-    dx = fold(dpatches, x.shape, stride)
-    return dx if before is None else dx + before, dw
+        dx = leave(x, dx.reshape(x.shape), sums)
+    else:
+        dpatches = dx.reshape(*shape[:3], groups, len(w), len(w), -1)
+        dx = fold(np.moveaxis(dpatches, 3, 5).reshape(*shape[:3], len(w), len(w), -1), x.shape, stride)
+    return dx if before is None or added else dx + before, dw
 
 
 def viewed(x: Map, size: int, stride: int, shape: tuple[int, int, int, int]) -> tuple[Source, product.View]:

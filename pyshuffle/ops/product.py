@@ -202,7 +202,8 @@ def backward(
     dy: Source, x: Source, view: View, w: Array, groups: int, need_dx: bool, before: Array = NOTHING
 ) -> tuple[Array | None, Array, Array]:
     """The rows of dy times w transposed -> dx (P, G taps C/G), if needed, and dw (taps, C/G, O); and the sums of dx, if its rows
-    are pixels that x normalises. before: added to dx, like it. Raises PyShuffleError without compiled code."""
+    are pixels that x normalises. before: what is added to dx, of a vector's channels or more. Raises PyShuffleError without
+    compiled code."""
     require_jit()
     taps, inputs, outputs = len(view.taps), w.shape[1], w.shape[2] // groups
     cut = view.taps, inputs, groups, outputs, len(view.rows)
@@ -220,12 +221,10 @@ def backward(
     _backward(
         dy, x, view.blocks, view.band, view.rows, view.size, c.first, c.last, c.cells, c.targets, STORED, inputs, parts,
         places(len(view.rows), c.vectors * LANES), dy_columns, p.begins, p.table, p.places,
-        packed(wide_w, p, wide_groups), places(len(view.rows), wide_w.shape[2]), before if fits else NOTHING, dx, sums,
+        packed(wide_w, p, wide_groups), places(len(view.rows), wide_w.shape[2]), before, dx, sums,
     )  # fmt: skip
     dw = np.empty((taps * inputs, w.shape[2]), np.float32)
     _add_up(parts, c.runs, dw)
     if need_dx and not fits:
         dx = np.ascontiguousarray(dx[:, :columns])
-        if len(before):
-            dx += before
     return dx if need_dx else None, dw.reshape(w.shape), sums
