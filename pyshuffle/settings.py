@@ -1,4 +1,4 @@
-"""The settings of a training run: what determines the weights that come of it."""
+"""The settings of a training run: what determines the weights that come of it, and how they are shown images."""
 
 import dataclasses
 import math
@@ -19,7 +19,7 @@ class Settings:
     data: str
     images: str  # the fingerprint of the folder
     labels: tuple[str, ...]
-    detail: int  # the short side of the images in the folder, or 0 where they are no smaller than `size`
+    detail: int  # the short side of the images in the folder, or 0 where they are no smaller than those that are shown
     size: int = 64  # of the images that are trained on
     test_size: int = 0  # of those that are measured on, and that `classify` shows the network; 0: the same
     epochs: int = 20
@@ -43,7 +43,6 @@ class Settings:
         for name, below in (("rate", math.inf), ("decay", 1), ("smoothing", 1), ("hold_out", 1)):
             if not 0 <= getattr(self, name) < below:
                 raise TrainingError(f"{name}={getattr(self, name)} is not in [0, {below})")
-
         for side in (self.size, self.shown):
             self.preprocess(side)  # raises ImageError where there can be no such images
 

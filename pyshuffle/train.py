@@ -27,7 +27,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("data", nargs="?", default=unset, metavar="DIR", help="holds a folder of images for each class")
     cli.add_net_options(parser, without=("classes",))
     for name, default in OPTIONS.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=unset, help=f"(default: {default})")
+        same = " or, where that is 0, as --size" if name == "test_size" else ""
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=unset, help=f"(default: {default}{same})")
     parser.add_argument("--labels", type=Path, help="a file of readable class names, one a line, in the order of the folders")
     parser.add_argument(
         "--start-from",

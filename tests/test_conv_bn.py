@@ -99,6 +99,9 @@ def test_a_gradient_that_has_come_before_is_added(case):
     assert_close(dx, alone + before, 1e-6)
     for gradient, other in zip(rest, others, strict=True):
         np.testing.assert_array_equal(gradient, other)
+    nothing, *others = backward(*arguments, before=before, need_dx=False, **settings)
+    assert nothing is None
+    np.testing.assert_array_equal(others[0], rest[0])
 
 
 @every_case
@@ -341,3 +344,10 @@ def test_moments_do_not_cancel():
     moments[:, 0, 0] = 7, 9  # three times 7 and once 9
     mean, var = merged(moments, np.array([3, 1]))
     assert (mean[0], var[0]) == (7.5, 0.75)
+
+
+@pytest.mark.parametrize("channels", [3, 40])
+def test_what_is_read_as_it_is_keeps_the_sign_of_zero(channels):
+    x = np.array([0.0, -0.0, np.inf, -np.inf, 1.0], np.float32).repeat(channels).reshape(1, 1, 5, channels)
+    y = reading.computed(reading.source(x))
+    np.testing.assert_array_equal(y.view(np.uint32), x.reshape(y.shape).view(np.uint32))

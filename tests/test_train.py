@@ -221,6 +221,8 @@ def test_a_resumed_run_keeps_its_settings(images, tmp_path, capsys):
     assert run(images, *SMALL, "--epochs", 1, "--out", tmp_path / "run") == 0
     assert run("--resume", tmp_path / "run", "--batch", 4) == 2
     assert "is a run with batch=8: it cannot be resumed with batch=4" in capsys.readouterr().err
+    assert run("--resume", tmp_path / "run", "--test-size", 64) == 2
+    assert "is a run with test_size=0: it cannot be resumed with test_size=64" in capsys.readouterr().err
     assert run("--resume", tmp_path / "run", "--width", 0.5) == 2
     assert "width=0.33: it cannot be resumed with width=0.5" in capsys.readouterr().err
     assert run(images, "--resume", tmp_path / "run", "--batch", 8) == 0

@@ -79,8 +79,7 @@ def backpropagated(
     require_float32(x, w)
     pixels, view = viewed(x, len(w), stride, shape)
     of_pixels = len(w) == stride == 1
-    added = before is not None and of_pixels and x.shape[3] >= LANES  # by the tiles, which begin with it
-    begin = rows(before) if before is not None and added else NOTHING
+    begin = rows(before) if before is not None and need_dx and of_pixels and x.shape[3] >= LANES else NOTHING  # for the tiles
     dx, dw, sums = product.backward(dy, pixels, view, w.reshape(-1, *w.shape[2:]), groups, need_dx, begin)
     dw = dw.reshape(w.shape)
     if dx is None:
@@ -90,7 +89,7 @@ def backpropagated(
     else:
         dpatches = dx.reshape(*shape[:3], groups, len(w), len(w), -1)
         dx = fold(np.moveaxis(dpatches, 3, 5).reshape(*shape[:3], len(w), len(w), -1), x.shape, stride)
-    return dx if before is None or added else dx + before, dw
+    return dx if before is None or len(begin) else dx + before, dw
 
 
 def viewed(x: Map, size: int, stride: int, shape: tuple[int, int, int, int]) -> tuple[Source, product.View]:

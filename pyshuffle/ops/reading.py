@@ -37,7 +37,7 @@ class Source(NamedTuple):
     first: int  # of these channels
     channels: int
     dz: Array  # (P, C), of a gradient
-    constants: Array  # (5, C): mean, scale, beta, slope, offset; 0, 1, 0 leave x as it is
+    constants: Array  # (5, C): mean, scale, beta, slope, offset; 0, 1, -0 leave x as it is
     low: np.float32
 
 
@@ -85,7 +85,7 @@ def place(x: Array) -> tuple[Array, int]:
 
 @lru_cache(maxsize=4096)
 def unchanged(channels: int) -> Array:
-    return np.array([[0], [1], [0], [0], [0]], np.float32).repeat(channels, axis=1)
+    return np.array([[0], [1], [-0.0], [0], [0]], np.float32).repeat(channels, axis=1)
 
 
 def whole(x: Map) -> Array:
@@ -95,7 +95,7 @@ def whole(x: Map) -> Array:
 
 @helper
 def read(source, begin, out, at):
-    """Rows from `begin` on become those of out (R, C or more), from channel `at` on."""
+    """Rows from `begin` on, at least one, become those of out (R, C or more), from channel `at` on."""
     if source.channels >= LANES:
         read_rows(source, begin, len(out), out.ctypes.data + at * FLOAT, out.shape[1] * FLOAT)
     elif source.kind == PLAIN and source.x.shape[1] == source.channels == out.shape[1]:
@@ -108,7 +108,7 @@ def read(source, begin, out, at):
 
 @helper
 def read_rows(source, begin, count, target, target_row):
-    """So many rows from `begin` on, of a vector's channels or more, to an address."""
+    """So many rows from `begin` on, at least one, of a vector's channels or more, to an address."""
     vectors, last = -(-source.channels // LANES), source.channels - LANES
     read_vectors(source, begin, count, vectors, 0, last, target, target_row, last * FLOAT)
 
