@@ -17,8 +17,10 @@ from . import cli, device, nets, plots
 from .data import ImageFolder
 from .errors import DeviceError, TrainingError
 from .labels import read_labels
+from .progress import say
+from .run_files import LOG, STATE, WEIGHTS
 from .settings import OPTIONS, Settings
-from .training import LOG, STATE, WEIGHTS, Run, say
+from .training import Run
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

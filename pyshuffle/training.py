@@ -1,21 +1,16 @@
 """A training run, and the folder it lives in.
 
-It keeps three files, each replaced whole: `state.npz`, from which it can go on; `weights.npz`, for `classify`; and `log.csv`. While
-it lasts, a file without a name holds the decoded images, up to 4 GB of them.
+What it keeps there is in run_files.py; while it lasts, a file without a name holds the decoded images, up to 4 GB of them.
 
 Everything random comes from the seed, the epoch and the image, and the kernels give the same bits for any number of threads, so a
 run that is killed and resumed ends with exactly the weights of one that was not.
 """
 
-import csv
 import dataclasses
-import io
-import json
 import math
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -27,37 +22,12 @@ from .backends.cost import parameter_shapes
 from .data import Batch, Decoder, ImageFolder, measuring_batches, training_batches
 from .errors import TrainingError
 from .init import initialise
+from .progress import COLUMNS, Progress, say
+from .run_files import LOG, STATE, WEIGHTS, read_state, write_log, write_state
 from .settings import Settings
 from .sgd import learning_rate
-from .types import Array
 
-COLUMNS = ("epoch", "step", "rate", "loss", "accuracy", "held_out_loss", "held_out_accuracy", "images_per_second", "seconds")
 STATISTICS = 8192  # images from which the running statistics are computed anew at the end
-STATE, WEIGHTS, LOG = "state.npz", "weights.npz", "log.csv"
-
-
-@dataclass
-class Progress:
-    """How far a run has come; the sums are those of the epoch it is in."""
-
-    step: int = 0
-    loss: float = 0.0
-    right: int = 0
-    seen: int = 0
-    seconds: float = 0.0
-    rows: list[list[float]] = dataclasses.field(default_factory=list)  # of the log
-
-    def add(self, value: float, right: int, images: int, seconds: float) -> None:
-        self.step += 1
-        self.loss += value * images
-        self.right += right
-        self.seen += images
-        self.seconds += seconds
-
-    def close_epoch(self, epoch: int, rate: float, held_out: tuple[float, float]) -> None:
-        means = self.loss / self.seen, self.right / self.seen
-        self.rows.append([epoch, self.step, rate, *means, *held_out, self.seen / self.seconds, self.seconds])
-        self.loss, self.right, self.seen, self.seconds = 0.0, 0, 0, 0.0
 
 
 class Run:
@@ -88,16 +58,14 @@ class Run:
         """The run whose state lies in `out`. `given` are settings named again, which must be those of the run."""
         if out.is_file():
             raise TrainingError(f"{out} is a file: --resume takes the folder of a run")
-        settings, progress, arrays = read_state(out / STATE)
+        settings, progress, stores = read_state(out / STATE)
         known = {**settings.net, **dataclasses.asdict(settings)}
         for name, value in given.items():
             if name != "data" and known.get(name) != value:  # the images may have moved
                 raise TrainingError(f"{out} is a run with {name}={known.get(name)}: it cannot be resumed with {name}={value}")
         run = cls(out, dataclasses.replace(settings, data=given.get("data", settings.data)), save_every, plot)
         run.progress = progress
-        for kind in ("params", "velocity"):
-            own = {name.removeprefix(f"{kind}/"): array for name, array in arrays.items() if name.startswith(f"{kind}/")}
-            run.trainer.restore({kind: own})
+        run.trainer.restore(stores)
         return run
 
     def start_from(self, path: Path) -> None:
@@ -162,12 +130,8 @@ class Run:
         self.name_skipped()
         self.progress.close_epoch(epoch, self.rate(self.progress.step - 1), held_out)
         self.publish()
-        _, _, _, value, accuracy, held_loss, held_accuracy, speed, seconds = self.progress.rows[-1]
-        say(
-            f"epoch {epoch}/{s.epochs}  loss {value:.3f}  accuracy {accuracy:.1%}  held-out loss {held_loss:.3f}  "
-            f"held-out accuracy {held_accuracy:.1%}  {speed:.0f} images/s  {seconds:.0f} s"
-            + (f"  {self.told} image{'s' * (self.told > 1)} skipped" if self.told else "")
-        )
+        skipped = f"  {self.told} image{'s' * (self.told > 1)} skipped" if self.told else ""
+        say(self.progress.after_epoch(s.epochs) + skipped)
 
     def rate(self, step: int) -> float:
         return learning_rate(step, self.steps, self.steps_per_epoch, self.settings.rate * self.batch / 1024)
@@ -177,11 +141,7 @@ class Run:
         state = self.trainer.state()
         if not all(np.isfinite(array).all() for array in state["params"].values()):
             raise TrainingError(f"a parameter is not finite after step {self.progress.step}: {self.last_good()}")
-        meta = {"settings": dataclasses.asdict(self.settings), "progress": dataclasses.asdict(self.progress)}
-        arrays: dict[str, np.ndarray] = {"meta": np.frombuffer(json.dumps(meta).encode(), np.uint8)}
-        for kind, store in state.items():
-            arrays |= {f"{kind}/{name}": array for name, array in store.items()}
-        weights.write_atomically(self.out / STATE, lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
+        write_state(self.out / STATE, self.settings, self.progress, state)
         self.saved_at = time.monotonic()
 
     def last_good(self) -> str:
@@ -192,9 +152,7 @@ class Run:
         s = self.settings
         checkpoint = weights.Checkpoint(self.net, self.trainer.state()["params"], s.labels, s.preprocess(s.shown))
         weights.save(self.out / WEIGHTS, checkpoint)
-        text = io.StringIO(newline="")
-        csv.writer(text).writerows([COLUMNS, *self.progress.rows])
-        weights.write_atomically(self.out / LOG, lambda file: file.write(text.getvalue().encode()))
+        write_log(self.out / LOG, self.progress)
         if self.plot and self.progress.rows:
             figure = plots.sheet(self.plot)
             plots.curves([dict(zip(COLUMNS, row, strict=True)) for row in self.progress.rows], figure)
@@ -209,36 +167,7 @@ class Run:
 
     def report(self, epoch: int) -> None:
         """One line that overwrites itself on a terminal, and one every half minute elsewhere."""
-        now, p = time.monotonic(), self.progress
-        if now - self.reported_at < (0.2 if sys.stdout.isatty() else 30):
-            return
-        self.reported_at = now
-        left = (self.steps - p.step) * p.seconds / (p.seen / self.batch)
-        say(
-            f"epoch {epoch}/{self.settings.epochs}  step {p.step}/{self.steps}  loss {p.loss / p.seen:.3f}  "
-            f"accuracy {p.right / p.seen:.1%}  {p.seen / p.seconds:.0f} images/s  {duration(left)} left",
-            end="\r" if sys.stdout.isatty() else "\n",
-        )
-
-
-def say(line: str, end: str = "\n") -> None:
-    print(f"{line:100}" if sys.stdout.isatty() else line, end=end, flush=True)
-
-
-def duration(seconds: float) -> str:
-    minutes = int(seconds) // 60
-    return f"{minutes // 60} h {minutes % 60:02} min" if minutes >= 60 else f"{minutes} min {int(seconds) % 60:02} s"
-
-
-def read_state(path: Path) -> tuple[Settings, Progress, dict[str, Array]]:
-    """A run's settings, its progress, and its arrays by name. Raises TrainingError."""
-    if not path.is_file():
-        raise TrainingError(f"{path}: no such file, so there is no run to resume")
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            arrays = dict(archive)
-        meta = json.loads(arrays.pop("meta").tobytes())
-        settings = Settings(**{**meta["settings"], "labels": tuple(meta["settings"]["labels"])})
-        return settings, Progress(**meta["progress"]), arrays
-    except Exception as error:  # whatever a damaged archive makes zipfile, json or NumPy say
-        raise TrainingError(f"{path}: not a state that can be resumed ({error})") from error
+        now, terminal = time.monotonic(), sys.stdout.isatty()
+        if now - self.reported_at >= (0.2 if terminal else 30):
+            self.reported_at = now
+            say(self.progress.within_epoch(epoch, self.settings.epochs, self.steps, self.batch), "\r" if terminal else "\n")

@@ -13,7 +13,7 @@ if not SIMULATED:
 import simulator
 from simulator import failing
 
-from pyshuffle import cli, sgd, train, training
+from pyshuffle import cli, run_files, sgd, train
 from pyshuffle.cuda import launch
 from pyshuffle.sgd_cuda import Trainer
 
@@ -80,6 +80,6 @@ def test_a_device_that_is_lost_in_training_leaves_the_last_good_state(net, tmp_p
     err = capsys.readouterr().err
     assert re.search(r"error: device cuda: the driver fails: \[719\].*LAUNCH_FAILED; go on with --resume .*run\n$", err)
     assert err.count("\n") == 1
-    _, progress, arrays = training.read_state(tmp_path / "run" / training.STATE)
+    _, progress, stores = run_files.read_state(tmp_path / "run" / run_files.STATE)
     assert progress.step == 1
-    assert all(np.isfinite(array).all() for array in arrays.values())
+    assert all(np.isfinite(array).all() for arrays in stores.values() for array in arrays.values())

@@ -493,7 +493,7 @@ def test_a_checkpoint_that_describes_itself_at_length(tmp_path):
 
 
 def test_a_state_of_objects_is_not_run(tmp_path):
-    from pyshuffle.training import read_state  # here, as numba would count as memory that images take
+    from pyshuffle.run_files import read_state  # here, as numba would count as memory that images take
 
     np.savez(tmp_path / "state.npz", meta=np.array([mutate.Call(os.mkdir, (str(CANARY),)), 0]))
     with pytest.raises(TrainingError, match="not a state that can be resumed"):

@@ -28,7 +28,7 @@ from conftest import ROOT
 from PIL import Image
 from test_train import SMALL, assert_same_run, images  # noqa: F401 (a fixture)
 
-from pyshuffle import classify, cli, train, training
+from pyshuffle import classify, cli, run_files, train
 
 PHOTOS = [ROOT / "tests" / "photos" / name for name in ("chelsea.png", "coffee.png")]
 PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
@@ -95,7 +95,7 @@ class Mixed:
         self.rounds += 1
         quietly(train.main, self.images, *SMALL, "--epochs", 1, "--seed", self.rounds, "--out", self.out)
         quietly(classify.main, *PHOTOS)
-        quietly(classify.main, *PHOTOS, "--weights", self.out / training.WEIGHTS)
+        quietly(classify.main, *PHOTOS, "--weights", self.out / run_files.WEIGHTS)
         shutil.rmtree(self.out)
 
 
@@ -168,7 +168,7 @@ def kill(arguments: tuple, whole: Path, folder: Path, kills: int, seed: int = 0)
     rng, done = np.random.default_rng(seed), Kills()
     while done.kills < kills:
         out = folder / str(done.runs)
-        state, part = out / training.STATE, out / f".{training.STATE}.part"
+        state, part = out / run_files.STATE, out / f".{run_files.STATE}.part"
         ended = False
         while not ended:
             going_on = ("--resume", out) if state.exists() else (*arguments, "--out", out)

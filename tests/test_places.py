@@ -17,6 +17,7 @@ from conftest import INTERPRETED, ROOT, SIMULATED
 from pyshuffle import classify, training
 from pyshuffle.data import ImageFolder
 from pyshuffle.engine import native
+from pyshuffle.progress import Progress
 
 PHOTO = ROOT / "tests" / "photos" / "coffee.png"
 NOBODY = 54321  # a user whom no file knows: without a name and without a home
@@ -170,7 +171,7 @@ def test_classes_have_the_same_names_in_every_locale(tmp_path):
 @pytest.mark.parametrize("terminal", [True, False])
 def test_progress_overwrites_itself_on_a_terminal_only(terminal, monkeypatch, capsys):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal, raising=False)
-    progress = training.Progress(step=1, loss=2.0, right=1, seen=2, seconds=1.0)
+    progress = Progress(step=1, loss=2.0, right=1, seen=2, seconds=1.0)
     run = SimpleNamespace(reported_at=-1000, progress=progress, steps=3, batch=2, settings=SimpleNamespace(epochs=1))
     training.Run.report(run, 1)
     training.Run.report(run, 1)  # too soon

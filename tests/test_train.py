@@ -10,7 +10,7 @@ import pytest
 from golden import make_losses
 from PIL import Image
 
-from pyshuffle import cli, sgd, train, training, weights
+from pyshuffle import cli, progress, run_files, sgd, train, training, weights
 from pyshuffle.errors import TrainingError
 from pyshuffle.image import Preprocess
 from pyshuffle.init import initialise
@@ -48,10 +48,12 @@ def arrays(path) -> dict:
 
 def assert_same_weights(a, b) -> None:
     """To the bit, velocities included."""
-    first, second = (training.read_state(folder / "state.npz")[2] for folder in (a, b))
+    first, second = (run_files.read_state(folder / "state.npz")[2] for folder in (a, b))
     assert first.keys() == second.keys()
-    for name, array in first.items():
-        np.testing.assert_array_equal(array, second[name], err_msg=name)
+    for kind, arrays in first.items():
+        assert arrays.keys() == second[kind].keys()
+        for name, array in arrays.items():
+            np.testing.assert_array_equal(array, second[kind][name], err_msg=name)
 
 
 def assert_same_run(a, b) -> None:
@@ -112,7 +114,7 @@ def test_a_run_leaves_curves_and_weights_that_classify_can_use(images, tmp_path,
     with (out / "log.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["epoch"] for row in rows] == list("123456")
-    assert tuple(rows[0]) == training.COLUMNS
+    assert tuple(rows[0]) == progress.COLUMNS
     assert float(rows[-1]["loss"]) < float(rows[0]["loss"])
     checkpoint = weights.load(out / "weights.npz")
     assert checkpoint.labels == ("red", "green", "blue")
@@ -248,7 +250,8 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_state(im
     assert "not finite after step" in error or "the loss is nan" in error
     assert f"the last good state is {out / 'state.npz'}" in error
     assert error.count("\n") == 1
-    assert all(np.isfinite(array).all() for array in training.read_state(out / "state.npz")[2].values())
+    params = run_files.read_state(out / "state.npz")[2]["params"]
+    assert all(np.isfinite(array).all() for array in params.values())
 
 
 def test_a_full_disk_stops_the_run_and_keeps_the_last_good_state(images, tmp_path, capsys, monkeypatch):
@@ -260,7 +263,7 @@ def test_a_full_disk_stops_the_run_and_keeps_the_last_good_state(images, tmp_pat
         file.write(b"half a state")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(training.np, "savez", half_written)
+    monkeypatch.setattr(run_files.np, "savez", half_written)
     assert run("--resume", out) == 2
     assert "No space left on device" in capsys.readouterr().err
     monkeypatch.undo()
