@@ -31,7 +31,7 @@ from .nets import Net
 from .ops.check import EPS
 from .types import Array, Params
 
-STEPS = 2  # of training whose losses are compared: the second shows the gradients, after it rounding grows tenfold a step
+STEPS = 2  # of training whose losses are compared: the second shows the gradients
 BATCHNORM = ("running_mean", "running_var", "weight", "bias")
 
 
