@@ -27,10 +27,11 @@ from pyshuffle.init import initialise
 from pyshuffle.peers import Job, Peer, Recipe
 from pyshuffle.stopwatch import TURN, seconds
 from pyshuffle.types import Array, Params
+from pyshuffle.weights import write_atomically
 
 PHOTO = Path(__file__).parent / "tests" / "photos" / "coffee.png"
 TOLERANCE = 1e-4  # of the largest logit, between runtimes
-RATE = 1e-5  # so low that the stem's small weights (0.01) hardly turn: at 0.01 the next loss shows how float32 was rounded
+RATE = 1e-5  # at 0.01 one step throws the stem's weights away (deviation 0.01), and the next loss shows how float32 was rounded
 RECIPE = Recipe(RATE, sgd.MOMENTUM, sgd.DECAY, sgd.SMOOTHING)  # of a step of training
 
 
@@ -46,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise PyShuffleError("--train, --sweep, --guideline and --table8 go one at a time")
     if min(args.batch, args.rounds) < 1:
         raise ShapeError(f"batch={args.batch}, rounds={args.rounds}: both must be at least 1")
+    if args.json and not args.json.absolute().parent.is_dir():
+        raise PyShuffleError(f"--json {args.json}: there is no such folder")
     figure = plots.sheet(args.plot) if args.plot else None
     results: dict[str, Any] = {"size": args.size, "batch": args.batch, "threads": args.threads}
     if args.guideline:
@@ -61,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         plots.draw(results, figure)
         plots.save(figure, args.plot)
     if args.json:
-        args.json.write_text(json.dumps(results, indent=1))
+        write_atomically(args.json, lambda file: file.write(json.dumps(results, indent=1).encode()))
     return 0
 
 

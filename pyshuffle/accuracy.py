@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from . import classify, cli, data, device, image, weights
+from . import classify, cli, data, device, image
 from .errors import DataError, ImageError
 
 BATCH = 50  # images at once
@@ -22,16 +22,16 @@ AMONG = 5  # guesses of which one may be right
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     device.require(args.device)
-    checkpoint = weights.load(args.weights) if args.weights else classify.shipped()
+    checkpoint = classify.checkpoint_of(args)
     folder = data.ImageFolder.scan(args.folder)
     if len(folder.classes) != checkpoint.net.classes:
         raise DataError(f"{args.folder}: {len(folder.classes)} class folders, and the network knows {checkpoint.net.classes}")
     if not 0 < args.part <= 1:
         raise DataError(f"part={args.part} is not in (0, 1]")
     folder = folder.select(np.flatnonzero(folder.last(args.part)))
-    preprocess = image.PRESETS.get(args.preprocess) or checkpoint.preprocess or image.TORCHVISION
-    size = preprocess.crop
-    model = device.compiler(args.device).compile(checkpoint.net, checkpoint.params, (BATCH, size, size, 3))
+    preprocess = classify.preprocess_of(args, checkpoint)
+    shape = (BATCH, preprocess.crop, preprocess.crop, 3)
+    model = device.compiler(args.device).compile(checkpoint.net, checkpoint.params, shape)
     some, first, among, seen = min(AMONG, checkpoint.net.classes), 0, 0, 0
     for images, labels in data.measuring_batches(folder, preprocess, BATCH, decode):
         if not len(labels):
@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
         seen += len(labels)
     if not seen:
         raise DataError(f"{args.folder}: none of the images can be decoded")
-    print(f"{first / seen:.1%} named rightly, {among / seen:.1%} among {some} guesses, of {seen:,} images of {args.folder}")
+    print(f"top-1 {first / seen:.1%}, top-{some} {among / seen:.1%} of {seen:,} images of {args.folder}")
     if seen < len(folder):
         print(f"{len(folder) - seen} could not be decoded")
     return 0
@@ -60,11 +60,11 @@ def decode(path: Path) -> Image.Image:
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = cli.Parser(prog="python -m pyshuffle.accuracy", description="Compare what a network says with what is so.")
     parser.add_argument("folder", type=Path, metavar="DIR", help="holds a folder of images for each class, in their order")
-    parser.add_argument("--weights", type=Path, metavar="FILE", help="a checkpoint (default: the one that comes with pyshuffle)")
+    classify.add_weights_option(parser)
     parser.add_argument(
         "--part", type=float, default=0.05, help="of each class, its last images (default: %(default)s, what train holds out)"
     )
-    parser.add_argument("--preprocess", choices=image.PRESETS, help="how to prepare images (default: as the checkpoint says)")
+    classify.add_preprocess_option(parser)
     device.add_option(parser)
     return parser.parse_args(argv)
 

@@ -12,11 +12,17 @@ from typing import Any, NamedTuple
 
 from . import cli, nets, tables
 from .backends.cost import FLOAT, Cost, Map, Row, count
-from .errors import ArchError
+from .errors import ArchError, PyShuffleError
 from .experiments import UNITS
 from .figures import counted, figures, misprints
 
 SIZE, CLASSES = 224, 1000  # of the published figures
+UNIT = {
+    "channels": (240, "of the unit"),
+    "bottleneck": (60, "channels of the unit's 3x3"),
+    "map": (28, "of the unit: side of its maps in pixels"),
+}
+MOST = 1_000_000  # of each of these
 HEADINGS = ("layer", "operation", "output", "parameters", "multiply-adds", "memory access", "intensity", "field")
 
 
@@ -32,9 +38,10 @@ class Totals(NamedTuple):
 
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
+    check_options(args)
     if args.unit:
         return unit(args)
-    if not (args.layers or args.json or args.size is not None or cli.names_net(args)):
+    if not (args.layers or args.json or args.size is not None or cli.net_options(args)):
         return check_all(args.form)
     size = SIZE if args.size is None else args.size
     nets.check_size(size)
@@ -59,12 +66,24 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--size", type=int, help=f"of the image, in pixels (default: {SIZE})")
     parser.add_argument("--layers", action="store_true", help="a row for every operation")
     parser.add_argument("--unit", choices=UNITS, help="the cost of a residual unit, as V1 compares them in section 3.2")
-    parser.add_argument("--channels", type=int, default=240, help="of the unit (default: %(default)s)")
-    parser.add_argument("--bottleneck", type=int, default=60, help="channels of the unit's 3x3 (default: %(default)s)")
-    parser.add_argument("--map", type=int, default=28, help="of the unit: side of its maps in pixels (default: %(default)s)")
+    for name, (default, what) in UNIT.items():
+        parser.add_argument(f"--{name}", type=int, default=argparse.SUPPRESS, help=f"{what} (default: {default})")
     tables.add_options(parser)
     parser.add_argument("--json", action="store_true", help="answer in JSON")
     return parser.parse_args(argv)
+
+
+def check_options(args: argparse.Namespace) -> None:
+    """Raises PyShuffleError for options that would not be heeded."""
+    of_unit = [name for name in UNIT if hasattr(args, name)]
+    others = [name for name in cli.net_options(args) if name != "groups"]
+    others += [name for name in ("size", "layers", "json") if getattr(args, name) not in (None, False)]
+    if args.unit and others:
+        raise PyShuffleError(f"--unit goes without --{others[0].replace('_', '-')}")
+    if of_unit and not args.unit:
+        raise PyShuffleError(f"--{of_unit[0]} goes with --unit only")
+    if args.json and args.form != "text":
+        raise PyShuffleError(f"--json goes without --{args.form}")
 
 
 def check_all(form: str) -> int:
@@ -86,9 +105,12 @@ def check_all(form: str) -> int:
 
 def unit(args: argparse.Namespace) -> int:
     """A residual unit, by the paper's formula and counted."""
-    c, m, side, g = args.channels, args.bottleneck, args.map, getattr(args, "groups", 3)
-    if min(c, m, side, g) < 1 or c % g or m % g:
-        raise ArchError(f"channels={c}, bottleneck={m}, map={side}: channels of both kinds must be divisible by groups={g}")
+    c, m, side = (getattr(args, name, default) for name, (default, _) in UNIT.items())
+    g = getattr(args, "groups", 3)
+    if min(c, m, side, g) < 1 or max(c, m, side) > MOST or c % g or m % g:
+        raise ArchError(
+            f"channels={c}, bottleneck={m}, map={side}: 1 to {MOST} are needed, and channels that can be divided by groups={g}"
+        )
     lines, wrong = [], 0
     for name, (formula, cost, main) in UNITS.items():
         ops, x = Cost(), Map((1, side, side, c))

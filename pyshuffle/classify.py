@@ -40,9 +40,9 @@ class Guess(TypedDict):
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     device.require(args.device)
-    checkpoint = weights.load(args.weights) if args.weights else shipped()
+    checkpoint = checkpoint_of(args)
     labels = labels_of(checkpoint, args.labels)
-    preprocess = image.PRESETS.get(args.preprocess) or checkpoint.preprocess or image.TORCHVISION
+    preprocess = preprocess_of(args, checkpoint)
     compiled = functools.cache(lambda: predictor(checkpoint, preprocess.crop, args.device))  # when the first image has been read
     answers, failures = [], 0
     files = files_of(args.images)
@@ -69,12 +69,12 @@ def main(argv: list[str] | None = None) -> int:
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = cli.Parser(prog="python -m pyshuffle.classify", description="Name what is in photographs.")
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="an image, a folder of images, or - for standard input")
-    parser.add_argument("--weights", type=Path, metavar="FILE", help="a checkpoint (default: the one that comes with pyshuffle)")
+    add_weights_option(parser)
     parser.add_argument("--labels", type=Path, metavar="FILE", help="class names, one a line (default: the checkpoint's)")
     parser.add_argument("--top", type=positive, default=5, metavar="N", help="how many guesses (default: %(default)s)")
     parser.add_argument("--explain", type=Path, metavar="OUT.png", help="draw where in the image the likeliest classes are seen")
     parser.add_argument("--json", action="store_true", help="answer in JSON")
-    parser.add_argument("--preprocess", choices=image.PRESETS, help="how to prepare images (default: as the checkpoint says)")
+    add_preprocess_option(parser)
     device.add_option(parser)
     return parser.parse_args(argv)
 
@@ -83,6 +83,24 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
     return int(text)
+
+
+def add_weights_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--weights", type=Path, metavar="FILE", help="a checkpoint (default: the one that comes with pyshuffle)")
+
+
+def checkpoint_of(args: argparse.Namespace) -> Checkpoint:
+    """What that option names. Raises WeightsError."""
+    return weights.load(args.weights) if args.weights else shipped()
+
+
+def add_preprocess_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--preprocess", choices=image.PRESETS, help="how to prepare images (default: as the checkpoint says)")
+
+
+def preprocess_of(args: argparse.Namespace, checkpoint: Checkpoint) -> image.Preprocess:
+    """What that option names, or what the checkpoint says."""
+    return image.PRESETS.get(args.preprocess) or checkpoint.preprocess or image.TORCHVISION
 
 
 def shipped() -> Checkpoint:

@@ -79,13 +79,13 @@ def add_net_options(parser: argparse.ArgumentParser, without: Collection[str] = 
 
 def net_from_options(args: argparse.Namespace, **settings: Any) -> nets.Net:
     """The network that the options name, with `settings` besides. Raises ArchError."""
-    given = {name: getattr(args, name) for name in ("arch", *_settings()) if hasattr(args, name)}
+    given = {name: getattr(args, name) for name in net_options(args)}
     return nets.build(**{"arch": nets.DEFAULT, **given, **settings})
 
 
-def names_net(args: argparse.Namespace) -> bool:
-    """Whether any of the options that name a network is given."""
-    return any(hasattr(args, name) for name in ("arch", *_settings()))
+def net_options(args: argparse.Namespace) -> list[str]:
+    """Those given of the options that name a network."""
+    return [name for name in ("arch", *_settings()) if hasattr(args, name)]
 
 
 def options_of(net: nets.Net) -> str:

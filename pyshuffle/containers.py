@@ -21,7 +21,7 @@ from .errors import WeightsError
 
 Entries: TypeAlias = dict[str, np.ndarray]  # of a file: published name -> array of the published shape
 
-LIMIT = 1 << 29  # bytes of a file, and of what it unpacks to: ten times the largest network in float64
+LIMIT = 1 << 29  # bytes of a file, and of what it unpacks to: nine times the largest network in float64
 UNPACKED = 8  # times its size is what a file may unpack to: weights compress badly
 METADATA = "pyshuffle"  # the entry of our own files that describes them
 CODES = {"F64": "f8", "F32": "f4", "F16": "f2", "BF16": torchfile.BFLOAT16, "I64": "i8"}  # of .safetensors

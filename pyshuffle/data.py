@@ -85,9 +85,9 @@ class ImageFolder:
         held = self.last(fraction)
         counts, kept = (np.bincount(labels, minlength=len(self.classes)) for labels in (self.labels, self.labels[~held]))
         if kept.min() < 1:
-            name = self.classes[int(kept.argmin())]
+            name, count = self.classes[int(kept.argmin())], counts[kept.argmin()]
             raise DataError(
-                f"class {name!r} has {counts[kept.argmin()]} images: too few to set some aside and train on the others"
+                f"class {name!r}: none of its images, {count} in all, is left to train on where {fraction} are held out"
             )
         return self.select(np.flatnonzero(~held)), self.select(np.flatnonzero(held))
 

@@ -4,14 +4,14 @@ import sys
 from pathlib import Path
 
 from . import cli, image, nets, weights
-from .classify import shipped
+from .classify import add_weights_option, checkpoint_of
 from .errors import PyShuffleError
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = cli.Parser(prog="python -m pyshuffle.export", description="Write a checkpoint as an ONNX model.")
     parser.add_argument("file", type=Path, metavar="FILE.onnx", help="where to write it")
-    parser.add_argument("--weights", type=Path, metavar="FILE", help="a checkpoint (default: the one that comes with pyshuffle)")
+    add_weights_option(parser)
     parser.add_argument("--size", type=int, help="side of the images in pixels (default: as the checkpoint was trained)")
     args = parser.parse_args(argv)
     if args.file.suffix != ".onnx":
@@ -20,7 +20,7 @@ def main(argv: list[str] | None = None) -> int:
         from .backends import onnx
     except ModuleNotFoundError as error:
         raise PyShuffleError(f"the ONNX format needs the extra onnx ({error}): pip install 'pyshuffle[onnx]'") from None
-    checkpoint = weights.load(args.weights) if args.weights else shipped()
+    checkpoint = checkpoint_of(args)
     preprocess = checkpoint.preprocess or image.TORCHVISION
     size = preprocess.crop if args.size is None else args.size
     nets.check_size(size)

@@ -37,11 +37,11 @@ def gradcheck(
 ) -> float:
     """The largest relative error of the gradients of `forward` that `backward` gives.
 
-    forward(*arrays) -> y or a tuple of them; backward(*cotangents like y, *arrays) -> the gradient by each array, in order. Probed
-    are `directions` through all arrays at once, and `directions` and `coordinates` of each array alone, or of those with the
-    indices `alone`. An error is relative to the norm of the terms that <v, J u> sums for u of length 1, the largest among the
-    probes of the same array, or of all arrays at once where that is more: some gradients are truly 0, and what is measured is
-    rounding (by the bias of a BN in training, if only a convolution and a BN follow).
+    forward(*arrays) -> y or a tuple of them; backward(*cotangents like y, *arrays) -> the gradient with respect to each array, in
+    order. Probed are `directions` through all arrays at once, and `directions` and `coordinates` of each array alone, or of those
+    with the indices `alone`. An error is relative to the norm of the terms that <v, J u> sums for u of length 1, the largest among
+    the probes of the same array, or of all arrays at once where that is more: some gradients are truly 0, and what is measured is
+    rounding (with respect to the bias of a BN in training, if only a convolution and a BN follow).
 
     A NaN anywhere gives NaN, and so do gradients that are 0 throughout, since then nothing was checked: ask for
     `gradcheck(...) <= 1e-6`, which is false for NaN. Raises ShapeError for arrays that are not float64 (in float32 a difference has
@@ -75,7 +75,7 @@ def gradcheck(
 def check_network(
     net: Callable[[Ops[Array], Array], Array], params: Params, x: Array, *, training: bool = True, sample: int = 4, seed: int = 0
 ) -> float:
-    """The largest relative error of a network's gradients by all its parameters and its input, as the tape gives them.
+    """The largest relative error of a network's gradients with respect to all its parameters and its input, as the tape gives them.
 
     net: a Net, or any function over operations; params: those that it reads, and x its input, all float64. All are probed at
     once, and x and `sample` parameters, drawn at random, alone. In training the running statistics of a copy move, never those

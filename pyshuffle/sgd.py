@@ -8,6 +8,7 @@ from typing import Any
 
 from . import memory
 from .backends.arrays import Arrays
+from .backends.cost import check_params
 from .backends.numba import Numba
 from .backends.reference import Reference
 from .backends.tape import Tape
@@ -22,13 +23,14 @@ MOMENTUM, DECAY, SMOOTHING = 0.9, 4e-5, 0.1
 
 
 class Trainer:
-    """A network, its parameters, which `step` moves in place, and their velocities."""
+    """A network, its parameters, which `step` moves in place, and their velocities. Raises WeightsError for other parameters."""
 
     arrays: type[Arrays] = Numba  # what the network is run as
     assess: Callable[..., tuple[float, int, Any]] = staticmethod(loss.run)
     descend: Callable[..., None] = staticmethod(sgd.descend)
 
     def __init__(self, net: Net, params: Params, decay: float = DECAY, smoothing: float = SMOOTHING) -> None:
+        check_params(net, params)
         self.net, self.params, self.decay, self.smoothing = net, params, decay, smoothing
         self.velocity: Params = {}
         memory.keep()

@@ -25,7 +25,7 @@ from numpy.lib.stride_tricks import as_strided
 from .errors import WeightsError
 
 TEXT = 1 << 19  # bytes of a pickle, or of a header in JSON: in memory they may come to a hundred times as many
-MAX_ENTRIES = 4096  # of a file: ten times those of the largest network
+MAX_ENTRIES = 4096  # of a file: nine times those of the largest network
 MAX_RANK = 32  # of a tensor
 MAX_ARGUMENTS = 8  # of a call
 Buffer: TypeAlias = bytes | memoryview

@@ -27,6 +27,7 @@ from .run_files import LOG, STATE, WEIGHTS, read_state, write_log, write_state
 from .settings import Settings
 from .sgd import learning_rate
 
+INTERVAL = 30, 0.2  # seconds from one line to the next within an epoch: in a file, and on a terminal
 STATISTICS = 8192  # images from which the running statistics are computed anew at the end
 
 
@@ -61,8 +62,10 @@ class Run:
         settings, progress, stores = read_state(out / STATE)
         known = {**settings.net, **dataclasses.asdict(settings)}
         for name, value in given.items():
-            if name != "data" and known.get(name) != value:  # the images may have moved
-                raise TrainingError(f"{out} is a run with {name}={known.get(name)}: it cannot be resumed with {name}={value}")
+            if name not in known:
+                raise TrainingError(f"{out} is a run of {settings.net['arch']}, which has no setting {name!r}")
+            if name != "data" and known[name] != value:  # the images may have moved
+                raise TrainingError(f"{out} is a run with {name}={known[name]}: it cannot be resumed with {name}={value}")
         run = cls(out, dataclasses.replace(settings, data=given.get("data", settings.data)), save_every, plot)
         run.progress = progress
         run.trainer.restore(stores)
@@ -115,6 +118,8 @@ class Run:
                 return
             if now - self.saved_at > self.save_every:
                 self.save()
+        if not self.progress.seen:
+            raise TrainingError(f"{self.settings.data}: of the images to train on not one can be decoded")
 
     def batches(self, epoch: int, start: int) -> Iterator[Batch]:
         """Those of an epoch, counted from 1, from number `start` on."""
@@ -168,6 +173,6 @@ class Run:
     def report(self, epoch: int) -> None:
         """One line that overwrites itself on a terminal, and one every half minute elsewhere."""
         now, terminal = time.monotonic(), sys.stdout.isatty()
-        if now - self.reported_at >= (0.2 if terminal else 30):
+        if self.progress.seen and now - self.reported_at >= INTERVAL[terminal]:
             self.reported_at = now
             say(self.progress.within_epoch(epoch, self.settings.epochs, self.steps, self.batch), "\r" if terminal else "\n")

@@ -1,6 +1,6 @@
 """Checkpoints: a network, its parameters and what belongs to them, as .npz, .safetensors or PyTorch's .pth.
 
-Files have torchvision's names and shapes; in memory the parameters lie as the operations read them. Only this file converts:
+Files have torchvision's names and shapes; in memory the parameters lie as the operations read them. Here one becomes the other:
 
     convolution (O, I/G, K, K) <-> (K, K, I/G, O)      depthwise (C, 1, 3, 3) <-> (3, 3, C)      linear (O, I) <-> (I, O)
 
@@ -82,7 +82,12 @@ def save(path: PathLike, checkpoint: Checkpoint, dtype: npt.DTypeLike = np.float
         raise _error(f"cannot write {path} in {np.dtype(dtype)}: only .npz and .safetensors, in float16, float32 or float64")
     entries = published(checkpoint)
     _check_fit(checkpoint.net, entries)
-    content = encode({name: _values(name, array, dtype) for name, array in entries.items()}, _describe(checkpoint))
+    metadata = _describe(checkpoint)
+    try:
+        _described(metadata)  # what could not be read again is not written
+    except PyShuffleError as error:
+        raise _error(f"cannot write {path}: it {error}") from None
+    content = encode({name: _values(name, array, dtype) for name, array in entries.items()}, metadata)
     write_atomically(path, lambda file: file.write(content))
 
 

@@ -52,7 +52,7 @@ def test_it_counts_what_classify_answers(options, looked_at, place, capsys):
     among = sum(label in guesses for label, guesses in zip(right, answers, strict=True))
     assert 0 < first < among < len(files)
     assert cli.run(accuracy.main, ["images", "--weights", "weights.npz", *options]) == 0
-    said = f"{first / len(files):.1%} named rightly, {among / len(files):.1%} among 5 guesses, of {len(files)} images of images\n"
+    said = f"top-1 {first / len(files):.1%}, top-5 {among / len(files):.1%} of {len(files)} images of images\n"
     assert capsys.readouterr().out == said
 
 

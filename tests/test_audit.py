@@ -209,12 +209,27 @@ def test_other_forms_of_the_table(capsys):
 
 def test_the_smallest_image(capsys):
     assert "1x1x1024" in output(capsys, "--size", "32", "--layers")
-    with pytest.raises(ArchError, match="size=31 is too small: at least 32"):
+    with pytest.raises(ArchError, match="size=31 is too small: 32 to"):
         audit.main(["--size", "31"])
 
 
 @pytest.mark.parametrize(
-    "arguments", [("--arch", "v3"), ("--width", "0.7"), ("--arch", "v1", "--groups", "5"), ("--size", "-224"), ("--size", "0")]
+    "arguments",
+    [
+        ("--arch", "v3"),
+        ("--width", "0.7"),
+        ("--arch", "v1", "--groups", "5"),
+        ("--size", "-224"),
+        ("--size", "0"),
+        ("--size", "9" * 200),
+        ("--arch", "mobilenet_v2", "--width", "1e300"),
+        ("--classes", "9" * 200),
+        ("--channels", "12"),
+        ("--unit", "resnet", "--json"),
+        ("--unit", "resnet", "--width", "1.0"),
+        ("--unit", "resnet", "--channels", "3" + "0" * 400),
+        ("--json", "--markdown"),
+    ],
 )
 def test_errors_are_one_line(capsys, arguments):
     assert cli.run(audit.main, list(arguments)) == 2

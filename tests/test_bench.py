@@ -171,6 +171,7 @@ def test_a_plot_is_an_image(bench, what, tmp_path, monkeypatch):
         (["--train", "--against", "ncnn"], "there is no peer 'ncnn' that trains: choose from torch,"),
         (["--train", "--sweep"], "go one at a time"),
         (["--guideline", "G1", "--table8"], "go one at a time"),
+        (["--json", "nowhere/results.json"], "--json nowhere/results.json: there is no such folder"),
         (["--train", "--profile"], "--train goes without --profile"),
         (["--train", "--threads", "1000000"], "threads=1000000"),
         (["--arch", "v3"], "there is no network 'v3'"),

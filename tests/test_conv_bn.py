@@ -212,7 +212,7 @@ def normalised(shape, seed=0, relu=True):
 
 
 def back_through(op, z, dy, w):
-    """The gradient by z of an operation that reads it."""
+    """The gradient with respect to z of an operation that reads it."""
     other = normalised(z.shape, seed=1)
     match op:
         case "conv":

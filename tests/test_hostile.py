@@ -187,7 +187,6 @@ def test_images(kind):
 def test_checkpoints(kind):
     tally = run(kind, range(100))
     assert tally.answers < tally.cases
-    assert tally.memory > 0
 
 
 @pytest.mark.parametrize("protocol", [2, 3])

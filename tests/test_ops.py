@@ -253,7 +253,7 @@ def test_the_kernels_answer_as_the_reference_on_wide_maps(op, data):
 @pytest.mark.parametrize(("size", "stride"), [(1, 1), (1, 2), (3, 1), (3, 2)])
 @pytest.mark.parametrize("out", [5, 21])
 def test_a_convolution_of_a_map_of_any_shape(shape, size, stride, out):
-    """Long ones and tiny ones: their gradient by w is summed in parts, and tiles and parts may be more than there are rows."""
+    """Long ones and tiny ones: dw is summed in parts, and tiles and parts may be more than there are rows."""
     check_kernels(Case("conv", (shape, (size, size, shape[3], out)), {"stride": stride, "groups": 1}))
 
 
@@ -438,6 +438,19 @@ def test_nothing_flows_back_through_a_relu_that_is_off(backend):
     np.testing.assert_array_equal(backward(dy, x)[0], [[5, 0, 0]])
 
 
+def test_a_relu_of_no_channels_is_empty(backend):
+    forward, backward = backend.kind.functions["relu"]
+    x = np.zeros((3, 0), backend.dtype)
+    assert forward(x).shape == backward(x, x)[0].shape == (3, 0)
+
+
+def test_the_gradient_of_a_sum_is_that_of_maps_of_one_shape(backend):
+    _, backward = backend.kind.functions["add"]
+    a = draw(2, 3, 3, 4, dtype=backend.dtype)
+    with pytest.raises(ShapeError, match="differ: they must be the same"):
+        backward(a, a, a[:1])
+
+
 def test_of_equal_pixels_the_first_gets_the_maximums_gradient(backend):
     _, backward = backend.kind.functions["maxpool"]
     (dx,) = backward(np.ones((1, 2, 1, 1), backend.dtype), np.zeros((1, 3, 2, 1), backend.dtype))
@@ -514,6 +527,7 @@ def test_the_loss_of_sure_answers_is_finite(forward, backward):
         ((6,), [0], 0.0, r"logits \(6,\) and labels \(1,\) do not fit"),
         ((2, 3), [0, 3], 0.0, r"labels run from 0 to 3: they must lie in 0\.\.2"),
         ((2, 3), [-1, 2], 0.0, r"labels run from -1 to 2"),
+        ((2, 3), [0.7, 1.2], 0.0, "labels are float64: integers are needed"),
         ((2, 3), [0, 2], 1.0, r"smoothing=1.0 is not in \[0, 1\)"),
         ((2, 3), [0, 2], math.nan, r"smoothing=nan is not in \[0, 1\)"),
     ],

@@ -107,4 +107,4 @@ def test_a_command_gets_its_arguments_and_gives_its_exit_code(argv, monkeypatch,
 
 def test_a_command_says_what_is_wrong_in_its_own_name():
     done = python("-m", "pyshuffle", "audit", "--size", "3")
-    assert (done.returncode, done.stderr) == (2, "audit: error: size=3 is too small: at least 32 pixels are needed\n")
+    assert (done.returncode, done.stderr) == (2, "audit: error: size=3 is too small: 32 to 65536 pixels are needed\n")

@@ -11,7 +11,8 @@ from golden import make_losses
 from PIL import Image
 
 from pyshuffle import cli, progress, run_files, sgd, train, training, weights
-from pyshuffle.errors import TrainingError
+from pyshuffle.data import ORDER
+from pyshuffle.errors import TrainingError, WeightsError
 from pyshuffle.image import Preprocess
 from pyshuffle.init import initialise
 from pyshuffle.nets import ShuffleNetV2
@@ -227,6 +228,8 @@ def test_a_resumed_run_keeps_its_settings(images, tmp_path, capsys):
     assert "is a run with test_size=0: it cannot be resumed with test_size=64" in capsys.readouterr().err
     assert run("--resume", tmp_path / "run", "--width", 0.5) == 2
     assert "width=0.33: it cannot be resumed with width=0.5" in capsys.readouterr().err
+    assert run("--resume", tmp_path / "run", "--groups", 3) == 2
+    assert "is a run of v2, which has no setting 'groups'" in capsys.readouterr().err
     assert run(images, "--resume", tmp_path / "run", "--batch", 8) == 0
     assert run("--resume", tmp_path / "run", "--labels", "names.txt") == 2
     assert "without --labels, --start-from and --out" in capsys.readouterr().err
@@ -294,6 +297,10 @@ def test_weights_without_a_state_are_not_overwritten(images, tmp_path, capsys):
         (("{images}", "--test-size", "16"), "test_size=16 is neither 0 nor 32 or more"),
         (("{images}", "--test-size", "2000"), "resize=2000, crop=2000 and detail=32 are not sides up to 1024"),
         (("{images}", "--batch", "0"), "batch=0 is less than 1"),
+        (
+            ("{images}", "--hold-out", "0.99"),
+            "class 'a': none of its images, 10 in all, is left to train on where 0.99 are held out",
+        ),
         (("{images}", "--save-every", "nan"), "save_every=nan is not in [0, inf)"),
         (("{images}", "--classes", "3"), "unrecognized arguments: --classes 3"),
         (("{images}", "--batch", "many"), "argument --batch: invalid int value: 'many'"),
@@ -355,6 +362,30 @@ def stopping_after(steps, train_epoch):
         train_epoch(self, epoch, start)
 
     return stopped
+
+
+def test_an_epoch_may_begin_with_damaged_images(images, tmp_path, monkeypatch):
+    """Before there is a loss, there is none to tell."""
+    order = np.random.default_rng((0, ORDER, 1)).permutation(24)  # of an epoch, with the default seed
+    (images / "abc"[order[0] // 8] / f"{order[0] % 8}.png").write_bytes(b"no image")
+    told = []
+    monkeypatch.setattr(progress.Progress, "within_epoch", lambda self, *_: told.append(self.step) or "")
+    monkeypatch.setattr(training, "INTERVAL", (0, 0))
+    assert run(images, *SMALL, "--batch", 1, "--epochs", 1, "--out", tmp_path / "run") == 0
+    assert told == list(range(2, 25))
+
+
+def test_without_a_sound_image_to_train_on_nothing_is_published(images, tmp_path, capsys):
+    for image in images.rglob("[0-7].png"):
+        image.write_bytes(b"no image")
+    assert run(images, *SMALL, "--epochs", 1, "--out", tmp_path / "run") == 2
+    assert capsys.readouterr().err.splitlines()[-1].endswith(f"{images}: of the images to train on not one can be decoded")
+    assert not (tmp_path / "run" / "weights.npz").exists()
+
+
+def test_parameters_of_another_network_are_not_trained():
+    with pytest.raises(WeightsError, match="has the shape"):
+        sgd.Trainer(ShuffleNetV2(0.5, classes=3), initialise(ShuffleNetV2(0.5, classes=4)))
 
 
 def test_a_held_out_batch_without_a_sound_image_is_passed_over(images, tmp_path):

@@ -444,6 +444,9 @@ def test_what_does_not_fit_is_not_saved(tmp_path):
     for bad in ({"fc.bias": np.array([1, np.nan], "f4")}, {"fc.bias": np.zeros(3, "f4")}, {"more": np.zeros(3, "f4")}):
         with pytest.raises(WeightsError, match=r"fc\.bias|more"):
             weights.save(tmp_path / "a.npz", weights.Checkpoint(SMALL, made | bad))
+    for labels, says in ((("a",), "a label for each of 2 classes"), (("a", "b" * weights.TEXT), "more than")):
+        with pytest.raises(WeightsError, match=f"cannot write .*a.npz: it .*{says}"):
+            weights.save(tmp_path / "a.npz", weights.Checkpoint(SMALL, made, labels))
     for name, dtype in (("a.pth", "f4"), ("a", "f4"), ("a.npz", "i1")):
         with pytest.raises(WeightsError, match=r"only \.npz and \.safetensors, in float16"):
             weights.save(tmp_path / name, weights.Checkpoint(SMALL, made), dtype)

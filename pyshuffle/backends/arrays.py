@@ -19,7 +19,7 @@ class Arrays(Ops[Array]):
 
     params: parameter name -> array, as `weights` has them. With `training`, batch normalisation uses the statistics of the batch
     and moves the running ones in `params` towards them, in place, by `momentum` of the way. A missing parameter raises
-    WeightsError, one of the wrong shape ShapeError.
+    WeightsError, one that does not fit the arrays it meets ShapeError; `cost.check_params` compares all with what the network wants.
     """
 
     functions: Mapping[str, tuple[Callable[..., Any], Callable[..., Any]]]  # operation -> its forward and its backward

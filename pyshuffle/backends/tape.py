@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..errors import ShapeError
 from ..ops.shuffle import Joined
 from ..types import Array, Params
 from .arrays import Arrays
@@ -44,8 +45,11 @@ class Tape(Arrays):
     def backward(self, y: Array, dy: Array, wrt: tuple[Array, ...] = ()) -> tuple[Params, list[Array]]:
         """The gradients of <dy, y> by every parameter that the network read, by name, and by the arrays in `wrt`, in order.
 
-        The record is used up: an operation's arrays are let go as soon as its gradients are known.
+        The record is used up: an operation's arrays are let go as soon as its gradients are known. Raises ShapeError for a y that
+        is not in it.
         """
+        if not any(made is y for record in self.records for made in record.outputs):
+            raise ShapeError("y was not made by what this tape has recorded, or a backward has used up its record")
         by_name: Params = {}
         by_array = {id(y): dy}
         kept = {id(array) for array in wrt}
@@ -59,7 +63,10 @@ class Tape(Arrays):
             if op not in TAKE_HALVES:
                 douts = list(map(whole, douts))
             if op in ("conv", "conv_bn") and id(inputs[0]) not in followed:
-                settings = {**settings, "need_dx": False}  # the first layer: the gradient by the image is costly, and dropped
+                settings = {
+                    **settings,
+                    "need_dx": False,
+                }  # the first layer: dx, that of the image, is costly, and dropped
             elif op == "conv_bn" and id(inputs[0]) in by_array:
                 settings = {**settings, "before": by_array.pop(id(inputs[0]))}  # what has come from elsewhere is added on the way
             sent = self.functions[op][1](*douts, *inputs, *map(self.param, names), **settings)

@@ -6,8 +6,8 @@ concat and shuffle cost nothing to whoever reads through another table (../engin
 channels, a thread EACH by EACH of them, in registers; the pixels and channels of a thread lie SIDE apart, so that what neighbouring
 threads read and write are neighbouring channels.
 
-The gradient by x is the same product: with w turned by half a circle and transposed, and the pixels of dy `spread` apart on the
-grid of x. The gradient by w is a product over pixels, which blocks share; their parts are then added up.
+The gradient with respect to x is the same product: with w turned by half a circle and transposed, and the pixels of dy `spread`
+apart on the grid of x. That with respect to w is a product over pixels, which blocks share; their parts are then added up.
 """
 
 import math

@@ -1,9 +1,9 @@
 """Depthwise 3x3 convolution: the kernels for ops/depthwise.py, where the equations stand.
 
 A block filters LANES channels of ROWS by COLUMNS pixels of y: the pixels that it needs, with their halo, are gathered into shared
-memory once, neighbouring threads reading neighbouring channels; a thread then computes one row of one channel. The gradient by x is
-the same with the filter turned by half a circle, and the pixels of dy `spread` apart on the grid of x. That by w is summed by blocks
-over parts of the pixels, which are then added up.
+memory once, neighbouring threads reading neighbouring channels; a thread then computes one row of one channel. The gradient with
+respect to x is the same with the filter turned by half a circle, and the pixels of dy `spread` apart on the grid of x. That with
+respect to w is summed by blocks over parts of the pixels, which are then added up.
 """
 
 import math

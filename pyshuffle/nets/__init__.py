@@ -19,6 +19,7 @@ __all__ = [
 ARCHS: dict[str, type[Net]] = {kind.arch: kind for kind in (ShuffleNetV1, ShuffleNetV2, MobileNetV1, MobileNetV2)}
 DEFAULT = "v2"
 MIN_SIZE = 32  # pixels: the last stage sees an image at a 32nd of its size
+MAX_SIZE = 1 << 16
 
 
 def build(arch: str, **settings: Any) -> Net:
@@ -43,6 +44,8 @@ def describe(net: Net) -> dict[str, Any]:
 
 
 def check_size(size: int) -> None:
-    """Raises ArchError for images that are too small for the networks."""
-    if size < MIN_SIZE:
-        raise ArchError(f"size={size} is too small: at least {MIN_SIZE} pixels are needed")
+    """Raises ArchError for images that are too small for the networks, or too large for any memory."""
+    if not MIN_SIZE <= size <= MAX_SIZE:
+        raise ArchError(
+            f"size={size} is too {'small' if size < MIN_SIZE else 'large'}: {MIN_SIZE} to {MAX_SIZE} pixels are needed"
+        )

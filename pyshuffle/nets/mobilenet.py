@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 V1_STEM = 32
+WIDEST = 100.0
 V1_UNITS = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)] * 5, (1024, 2), (1024, 1))  # channels, stride
 V1_WIDTHS = (0.25, 0.5, 0.75, 1.0)
 V1_NOTES = (
@@ -115,9 +116,9 @@ class MobileNetV2(Net):
 
 
 def check_width(net: Net, stem: int) -> None:
-    """Raises ArchError unless the stem has a channel left."""
-    if not 1 / stem <= net.width < float("inf"):
-        raise ArchError(f"{net.arch} has no width {net.width}: {1 / stem} or more is needed, and finite")
+    """Raises ArchError unless the stem has a channel left, and no layer more than memory can hold."""
+    if not 1 / stem <= net.width <= WIDEST:
+        raise ArchError(f"{net.arch} has no width {net.width}: {1 / stem} to {WIDEST} is needed")
 
 
 def rounded(channels: float) -> int:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from ..backends.ops import Ops
 
 T = TypeVar("T")
+MOST_CLASSES = 1_000_000
 
 
 class Published(NamedTuple):
@@ -49,8 +50,8 @@ class Net:
 
     def check(self) -> None:
         """Raises ArchError, naming the value and the valid ones."""
-        if self.classes < 1:
-            raise ArchError(f"classes={self.classes} is not a positive number")
+        if not 1 <= self.classes <= MOST_CLASSES:
+            raise ArchError(f"classes={self.classes} is not in 1..{MOST_CLASSES}")
         for name, valid in self.choices.items():
             if getattr(self, name) not in valid:
                 raise ArchError(f"{self.arch} has no {name} {getattr(self, name)!r}: choose one of {', '.join(valid)}")

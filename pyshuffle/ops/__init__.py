@@ -7,7 +7,7 @@ where the gradient of a whole network begins, and `sgd`, where it ends. Costs ar
 convolutions and of the linear layer; and values read and written, which decide the speed of all the rest.
 
 All activations are channels last, (N, H, W, C). A `_reference` function is plain NumPy in the dtype of its input and is the
-oracle; its twin without the suffix checks float32 input and calls the jitted kernels. Every `backward` takes `dy`, the gradient
-of some scalar by the output, then what its `forward` took (and `z`, which that made, where it would have to be made anew), and
-returns the gradient by each array, in order.
+oracle; its twin without the suffix checks float32 input and calls the jitted kernels. Every `backward` but that of the loss takes
+`dy`, the gradient of some scalar with respect to the output, then what its `forward` took (and `z`, which that made, where it would
+have to be made anew), and returns the gradient with respect to each array that is not a statistic, in order.
 """

@@ -67,15 +67,15 @@ def _covary(x, dz, ends, sums):
 def _gradient(sums, var, gamma, count, constants, dgamma, dbeta):
     # sums (parts, 2, C) of sums.py; count: of values that mean and var are of, or 0
     for c in range(len(var)):
-        offset, slope = 0.0, 0.0
+        total, covariance = 0.0, 0.0
         for part in range(len(sums)):
-            offset += sums[part, 0, c]
-            slope += sums[part, 1, c]
+            total += sums[part, 0, c]
+            covariance += sums[part, 1, c]
         inverse = 1 / np.sqrt(np.float64(var[c]) + EPS)
-        dbeta[c], dgamma[c] = offset, slope * inverse
+        dbeta[c], dgamma[c] = total, covariance * inverse
         if count:
-            constants[3, c] = -gamma[c] * inverse**3 * slope / count
-            constants[4, c] = -gamma[c] * inverse * offset / count
+            constants[3, c] = -gamma[c] * inverse**3 * covariance / count
+            constants[4, c] = -gamma[c] * inverse * total / count
 
 
 @kernel
@@ -102,7 +102,7 @@ def backward(
 
 
 def gradient(dy: Array, y: Normalised, training: bool) -> tuple[Source, Array, Array]:
-    """dy like y -> the gradient by what y normalises, to be computed where it is read; dgamma, dbeta (C,)."""
+    """dy like y -> the gradient with respect to what y normalises, to be computed where it is read; dgamma, dbeta (C,)."""
     x = y.source
     x, dz = (widened(x), widened_rows(dy)) if lies_wide(x) else (x, rows(dy))
     dx = x._replace(kind=GRADIENT, dz=dz, constants=x.constants.copy())

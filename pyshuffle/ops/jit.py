@@ -8,6 +8,7 @@ Conventions that every kernel keeps, because numba punishes the alternatives:
 """
 
 import hashlib
+import math
 import warnings
 from collections.abc import Callable
 from importlib import resources
@@ -65,4 +66,4 @@ def require_jit() -> None:
 
 def rows(x: np.ndarray) -> np.ndarray:
     """(..., C) -> (P, C), contiguous: what an operation sees that treats all pixels alike."""
-    return np.ascontiguousarray(x).reshape(-1, x.shape[-1])
+    return np.ascontiguousarray(x).reshape(math.prod(x.shape[:-1]), x.shape[-1])

@@ -87,6 +87,8 @@ def check(logits: Shaped, labels: Labels, smoothing: float) -> None:
     """Raises ShapeError, naming the value and the rule."""
     if logits.ndim != 2 or 0 in logits.shape or labels.shape != logits.shape[:1]:
         raise ShapeError(f"logits {logits.shape} and labels {labels.shape} do not fit: (N, K) and (N,) are needed")
+    if labels.dtype.kind not in "iu":
+        raise ShapeError(f"labels are {labels.dtype}: integers are needed")
     if not (labels.min() >= 0 and labels.max() < logits.shape[1]):
         raise ShapeError(f"labels run from {labels.min()} to {labels.max()}: they must lie in 0..{logits.shape[1] - 1}")
     if not 0 <= smoothing < 1:

@@ -2,7 +2,7 @@
 
 Columns o are computed a vector at a time, in panels of a few vectors, the last of which may be a half (engine/machine.py). Groups of
 fewer columns than a vector has share one: its inputs are those of all of them, and the weights between two groups are zero; so what
-is infinite in one group makes NaN of its neighbours. For a gradient by weights, dy is cut likewise.
+is infinite in one group makes NaN of its neighbours. For a gradient with respect to weights, dy is cut likewise.
 """
 
 from __future__ import annotations
@@ -143,7 +143,8 @@ class Cuts(NamedTuple):
 
 
 @lru_cache(maxsize=4096)
-def cuts(taps: tuple[int, ...], inputs: int, groups: int, outputs: int, rows: int) -> Cuts:
+def gradient_cuts(taps: tuple[int, ...], inputs: int, groups: int, outputs: int, rows: int) -> Cuts:
+    """How dw is cut into tiles, and where a block of so many rows of dy lies for them."""
     starts = vector_starts(max(outputs, LANES))
     count = -(-len(starts) // MOST)
     vectors = -(-len(starts) // count)
@@ -166,8 +167,8 @@ def cuts(taps: tuple[int, ...], inputs: int, groups: int, outputs: int, rows: in
 
 
 @lru_cache(maxsize=4096)
-def slope_panels(cut: tuple[tuple[int, ...], int, int, int, int], groups: int, inputs: int, outputs: int) -> tuple[Panels, Table]:
+def dx_panels(cut: tuple[tuple[int, ...], int, int, int, int], groups: int, inputs: int, outputs: int) -> tuple[Panels, Table]:
     """The panels of dx, and their columns of dy, which lie where the cuts have put them."""
     p = panels((0,), groups, inputs, outputs)
     sources = np.repeat(p.table[:, 3], np.diff(p.begins))
-    return p, cuts(*cut).offsets[(sources + p.columns) // FLOAT]
+    return p, gradient_cuts(*cut).offsets[(sources + p.columns) // FLOAT]

@@ -1,6 +1,6 @@
-"""Products of matrices on the engine's register tiles: what every convolution comes down to, forward and backward.
-    y[p, o]  = sum_k x[p, k] w[k, o]          a convolution; with w transposed, its gradient by x
-    dw[k, o] = sum_p x[p, k] dy[p, o]         its gradient by w: the same tile, with k and p in each other's place
+"""Products of matrices on the engine's register tiles: what every convolution but a depthwise one comes down to, both ways.
+    y[p, o]  = sum_k x[p, k] w[k, o]          a convolution; with w transposed, its gradient with respect to x
+    dw[k, o] = sum_p x[p, k] dy[p, o]         its gradient with respect to w: the same tile, with k and p in each other's place
 A row p of x is a pixel, or the window around one: a `View` says where it lies, so that neither a group nor a window is copied. What
 a block of rows needs is read in one go, as it lies in memory, which is slow for those who come back to it; the tiles find it in the
 cache.
@@ -21,7 +21,7 @@ from ..engine.machine import FLOAT, machine
 from ..types import Array
 from .jit import BLOCKS, helper, kernel, require_jit
 from .moments import measure
-from .panels import LANES, MOST, TALL, Table, cuts, packed, panels, slope_panels, transpose, wide
+from .panels import LANES, MOST, TALL, Table, dx_panels, gradient_cuts, packed, panels, transpose, wide
 from .reading import NOTHING, Source, read, read_narrow, read_vectors
 from .sums import NO_SUMS, begun, covary
 
@@ -207,14 +207,14 @@ def backward(
     require_jit()
     taps, inputs, outputs = len(view.taps), w.shape[1], w.shape[2] // groups
     cut = view.taps, inputs, groups, outputs, len(view.rows)
-    c = cuts(*cut)
+    c = gradient_cuts(*cut)
     count = max(1, min(BLOCKS, view.size // PART, view.blocks))
     parts = np.empty((count, len(c.first), len(c.cells), c.vectors, LANES), np.float32)
     columns = groups * taps * inputs
     transposed = np.empty((1, outputs, columns), np.float32)
     transpose(np.ascontiguousarray(w), groups, transposed[0])
     wide_w, wide_groups = wide(transposed, groups)
-    p, dy_columns = slope_panels(cut, wide_groups, wide_w.shape[1], wide_w.shape[2] // wide_groups)
+    p, dy_columns = dx_panels(cut, wide_groups, wide_w.shape[1], wide_w.shape[2] // wide_groups)
     dx = np.empty((view.size, wide_w.shape[2]) if need_dx else (0, 0), np.float32)
     fits = need_dx and dx.shape[1] == columns
     sums = begun(x, count) if fits and view.band[0] == 0 else NO_SUMS

@@ -4,7 +4,8 @@ Between a convolution and the next lie a batch normalisation and mostly a ReLU. 
 they seldom run over memory: what the convolution made is kept, and most of those who read it normalise the rows they need in the
 cache,
     z = max(low, scale (x - mean) + beta)
-On the way back, once the sums over all pixels are known, the gradient by x is computed likewise where it is read (batchnorm.py):
+On the way back, once the sums over all pixels are known, the gradient with respect to x is computed where it is read, too
+(batchnorm.py):
     dx = scale dz [z > low] + slope (x - mean) + offset
 """
 
@@ -46,7 +47,7 @@ class Normalised:
 
     def __init__(self, x: Array, mean: Array, var: Array, gamma: Array, beta: Array, relu: bool) -> None:
         require_jit()
-        self.known: tuple[Array, Array] | None = None  # a gradient by it, and its sums (sums.py)
+        self.known: tuple[Array, Array] | None = None  # a gradient with respect to it, and its sums (sums.py)
         self.x, self.mean, self.var, self.gamma = x, mean, var, gamma
         self.shape, self.ndim, self.size, self.dtype = x.shape, x.ndim, x.size, x.dtype
         constants = np.zeros((5, x.shape[-1]), np.float32)

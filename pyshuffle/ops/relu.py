@@ -1,7 +1,7 @@
 """Rectified linear unit, with a limit if need be: ReLU6 has 6.
     y = min(max(x, 0), limit)                                            (V1, figure 2; V2, figure 3; no limit there)
     dx = dy [0 < x < limit]
-x of any shape -> y of that shape. The gradient at exactly 0 or the limit is 0. A NaN stays a NaN, so that a broken run shows.
+x (..., C) -> y of that shape. The gradient at exactly 0 or the limit is 0. A NaN stays a NaN, so that a broken run shows.
 
 Cost: no multiply-add, but every value is read and written (V2, G4), unless it is folded into the operation before it.
 """
@@ -39,7 +39,7 @@ def _backward(dy, x, limit, dx):  # (P, C)
 
 
 def forward(x: Array, limit: float = np.inf) -> Array:
-    """x of any shape, float32 -> y like x. Raises ShapeError."""
+    """x (..., C), float32 -> y like x. Raises ShapeError."""
     require_float32(x)
     y = np.empty(x.shape, np.float32)
     _forward(rows(x), np.float32(limit), rows(y))

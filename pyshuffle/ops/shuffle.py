@@ -194,7 +194,7 @@ def concat_shuffle_backward(dy: Array | Joined, a: Map, b: Map, groups: int) -> 
 
 
 def part(dy: Array | Joined, groups: int, *maps: Map) -> tuple[Array, ...]:
-    """Undo a shuffle -> the gradients by one map, or by two that were joined."""
+    """Undo a shuffle -> the gradients with respect to one map, or to two that were joined."""
     pixels, channels = dy.size // dy.shape[-1], dy.shape[-1]
     halves, nothing = [dy.left, dy.right] if isinstance(dy, Joined) else [dy], np.empty((pixels, 0), np.float32)
     gradients, sources, ends = [np.empty(x.shape, np.float32) for x in maps], [source(x) for x in maps], cuts(pixels)

@@ -1,7 +1,7 @@
 """The sums over all pixels that the gradient of a batch normalisation begins with, in parts (batchnorm.py).
-    offset = sum dz [z > low]        slope = sum dz [z > low] (x - mean)
-Whoever computes the gradient by a map takes them while it is in the cache, and leaves them with the map; should another gradient
-be added to that one, they are of no use, and taken anew.
+    dbeta = sum dz [z > low]        covariance = sum dz [z > low] (x - mean)
+Whoever computes the gradient with respect to a map takes them while it is in the cache, and leaves them with the map; should
+another gradient be added to that one, they are of no use, and taken anew.
 """
 
 import numpy as np
@@ -18,7 +18,7 @@ LANES, NO_SUMS = machine().lanes, np.zeros((0, 0, 0))
 
 @helper
 def covary(x, begin, end, dz, sums):
-    """To sums (2, C), float64, are added those of rows `begin` to `end` of what x normalises and of dz (P, C)."""
+    """Add to sums (2, C), float64, those of rows `begin` to `end` of dz (P, C) and of what x normalises."""
     constants, low, channels, row, dz_row = x.constants, x.low, x.channels, x.x.shape[1] * FLOAT, dz.shape[1] * FLOAT
     source = x.x.ctypes.data + x.first * FLOAT
     total, product = np.empty(channels, np.float32), np.empty(channels, np.float32)
@@ -46,7 +46,7 @@ def covary(x, begin, end, dz, sums):
 
 
 def begun(x: Source, parts: int) -> Array:
-    """Sums (parts, 2, C) to be added to for the gradient by x; none if nobody will ask for them."""
+    """Sums (parts, 2, C) to be added to for the gradient with respect to x; none if nobody will ask for them."""
     return np.zeros((parts, 2, x.channels)) if x.kind == NORMALISED else NO_SUMS
 
 

@@ -17,7 +17,7 @@ def windows(x: Array, kernel: int, stride: int, fill: float = 0.0) -> Array:
 
 
 def fold(d: Array, shape: tuple[int, ...], stride: int) -> Array:
-    """d (N, I, J, K, K, C), a gradient by windows -> the gradient by x of the given shape: overlaps add up."""
+    """d (N, I, J, K, K, C), a gradient with respect to windows -> that with respect to x of the given shape: overlaps add up."""
     n, height, width, channels = shape
     _, rows, columns, kernel, _, _ = d.shape
     p = kernel // 2
