@@ -1,4 +1,4 @@
-"""Memory that arrays give back stays with the process, for the next ones; but for arrays above 64 MB of threads beside the first.
+"""Memory that arrays free stays with the process for the next arrays, except those above 64 MB in threads other than the first.
 
 Training makes and drops the same arrays in every step; where they are large, finding and clearing pages for them anew took a
 twentieth of its time.

@@ -1,4 +1,4 @@
-"""The settings of a training run: what determines the weights that come of it, and how they are shown images."""
+"""The settings of a training run: what determines its weights, and how images are shown to the network."""
 
 import dataclasses
 import math

@@ -1,4 +1,4 @@
-"""The network by plain NumPy, in the dtype of its input: the oracle of every test."""
+"""The network by plain NumPy, in the dtype of its input: the oracle of every operation's tests."""
 
 from ..ops import add, batchnorm, conv, depthwise, linear, pool, relu, shuffle
 from .arrays import Arrays

@@ -60,7 +60,7 @@ class Emitter:
         return self.call(f"llvm.fmuladd.v{c.type.count}f32", c.type, a, b, c)
 
     def larger(self, a: ir.Value, b: ir.Value) -> ir.Value:
-        """max(a, b) lane by lane; b where it is not a number."""
+        """max(a, b) lane by lane; b where either is not a number."""
         return self.build.select(self.build.fcmp_ordered(">", a, b), a, b)
 
     def between(self, low: ir.Value, x: ir.Value, high: ir.Value) -> ir.Value:

@@ -57,7 +57,7 @@ class Model:
 def compile(net: Net, params: Params, input_shape: Sequence[int], threads: int | None = None) -> Model:
     """The network with these parameters as a `Model`, for images of `input_shape`, (N, H, W, 3) or (H, W, 3).
 
-    It takes any number of images; where N is that of the threads or more, it is the faster for as many, and takes longer to compile.
+    It takes any number of images. With N at least the number of threads, it is faster for batches that large, and slower to compile.
     threads: how many work on a call, the caller's among them; by default as many as numba would use (NUMBA_NUM_THREADS, or all
     cores). Raises ShapeError for another shape, images with maps of 4 GiB, or fewer than one thread, ArchError for a size too small,
     WeightsError for parameters of another network.

@@ -8,7 +8,7 @@ The gradients follow from the same sum, read from the side of x and of w:
     dw[u, v, c, o]         = sum_{n, i, j} x[n, s i + u - p, s j + v - p, g C/G + c] * dy[n, i, j, o]
 each term of y holds one x and one w, so it hands dy times the one to the other.
 
-Cost: K^2 C/G O multiply-adds a pixel of y, and each gradient as many again. A 1x1 on h x w pixels reads and writes
+Cost: K^2 C/G O multiply-adds for each pixel of y, and each gradient as many again. A 1x1 on h x w pixels reads and writes
 h w (C + O) + C O / G values: for the same multiply-adds the least where C = O (V2, G1), and more with more groups (V2, G2).
 """
 

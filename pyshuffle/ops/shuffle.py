@@ -82,7 +82,7 @@ class Joined:
 
 @lru_cache(maxsize=4096)
 def order(channels: int, groups: int) -> npt.NDArray[np.uintp]:
-    """Which channel each of a shuffle's is."""
+    """For each channel that comes out of a shuffle, the one of those that went in."""
     return np.arange(channels, dtype=np.uintp).reshape(groups, -1).T.ravel()
 
 
