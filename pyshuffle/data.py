@@ -32,7 +32,7 @@ Batch = tuple[Array, npt.NDArray[np.int64]]  # images (N, size, size, 3), labels
 Decode: TypeAlias = Callable[[Path], Image.Image]
 
 ORDER, CROP = 1, 2  # what is drawn: each has numbers of its own
-MIN_AREA = 0.5  # of a random crop, as a part of the image, at least: small networks underfit, so the augmentation is mild
+MIN_AREA = 0.5  # of a random crop, as a part of the image, before it is cut at the edges: mild, as small networks underfit
 MAX_STRETCH = 4 / 3
 ROOM = 4 << 30  # bytes of decoded images that are kept, at most
 SPARE = 1 << 30  # bytes of the disk that are left free, at least
@@ -202,7 +202,10 @@ def load(
 
 
 def random_crop(picture: Image.Image, size: int, rng: np.random.Generator, min_area: float = MIN_AREA) -> Image.Image:
-    """A part of the image, of `min_area` to all of it and a little out of square, as size x size pixels, mirrored half the time."""
+    """A part of the image as size x size pixels, mirrored half the time.
+
+    It has `min_area` to all of the image's area and is a little out of square; what of that is outside the image is cut off.
+    """
     area, aspect = rng.uniform(min_area, 1), math.exp(rng.uniform(-1, 1) * math.log(MAX_STRETCH))
     width = min(picture.width, math.sqrt(area * aspect * picture.width * picture.height))
     height = min(picture.height, math.sqrt(area / aspect * picture.width * picture.height))

@@ -91,8 +91,8 @@ class Line(NamedTuple):
     name: str
     channels: tuple[int, ...]  # at each scale
     block: Callable[..., Any]  # (ops, x, name, channels)
-    gpu: tuple[float, ...]  # batches/s, of wider networks of the same kind
-    cpu: tuple[float, ...]  # images/s
+    gpu: tuple[float, ...]  # batches/s; but for G4, of wider networks of the same kind
+    cpu: tuple[float, ...]  # images/s; G1 has an ARM processor's
 
     def stack(self, scale: int) -> Stack:
         """The network at one of the scales 0, 1, 2."""
@@ -112,7 +112,7 @@ class Guideline(NamedTuple):
         """For each line the networks at all scales.
 
         With the paper's channels, which are whole numbers, the FLOPs of two lines differ by as much as 6% on maps of one size. So a
-        line with fewer has maps of a few rows more, or less: as many as give it the FLOPs of the first.
+        line's maps have a few rows more or fewer than the first's: as many as give it the FLOPs of that.
         """
         stacks = [[line.stack(scale) for scale in range(len(line.channels))] for line in self.lines]
         return [
@@ -123,7 +123,7 @@ class Guideline(NamedTuple):
     def verdict(self, name: str, times: npt.NDArray[np.float64]) -> str:
         """One sentence on times (turns, lines, scales): whether the row that ought to be the fastest was so, at which scales.
 
-        It is where each other row takes longer in three turns of four.
+        It counts as the fastest at a scale where each other row takes longer in three turns of four.
         """
         first = self.lines[self.fastest].name
         lower, median, upper = np.percentile(

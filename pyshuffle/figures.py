@@ -41,7 +41,8 @@ def figures() -> Iterator[Figure]:
         (8, "2434768", "384 768 1536", "96 192 384", "138.37", "136.83"),
     ):
         v1 = ShuffleNetV1(groups=groups)
-        yield from of(v1, "V1, table 1", channels=f"24 {stages}", bottleneck=middle)
+        yield from of(v1, "V1, table 1", channels=f"24 {stages}")
+        yield from of(v1, "V1, section 3.3", bottleneck=middle)
         yield from of(v1, "with a bias", parameters=params, mmacs=mmacs, mmacs_without_linear=without)
     for groups, width, channels, params, mmacs in (
         (3, 0.5, "12 120 240 480", "717324", "37.59"),

@@ -1,4 +1,4 @@
-"""Gradients checked against measurement, with a random cotangent v.
+"""Gradients checked against measurement, with random numbers v in the place of dy (a cotangent); J is the Jacobian of f.
     <v, J u>  measured as  <v, f(x + h u) - f(x - h u)> / 2h          =          <J^T v, u>  as the backward answers it
 for u random directions and single coordinates. A constant v would prove nothing: through a batch normalisation it checks 0 = 0, and
 a shuffle that moves channels the wrong way passes.
@@ -41,7 +41,7 @@ def gradcheck(
     order. Probed are `directions` through all arrays at once, and `directions` and `coordinates` of each array alone, or of those
     with the indices `alone`. An error is relative to the norm of the terms that <v, J u> sums for u of length 1, the largest among
     the probes of the same array, or of all arrays at once where that is more: some gradients are truly 0, and what is measured is
-    rounding (with respect to the bias of a BN in training, if only a convolution and a BN follow).
+    rounding (with respect to the bias of a BN in training, if only a 1x1 convolution and a BN follow).
 
     A NaN anywhere gives NaN, and so do gradients that are 0 throughout, since then nothing was checked: ask for
     `gradcheck(...) <= 1e-6`, which is false for NaN. Raises ShapeError for arrays that are not float64 (in float32 a difference has

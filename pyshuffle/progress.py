@@ -12,9 +12,9 @@ class Progress:
     """The sums are those of the epoch that a run is in."""
 
     step: int = 0
-    loss: float = 0.0
-    right: int = 0
-    seen: int = 0
+    loss: float = 0.0  # summed over the images
+    right: int = 0  # images named rightly
+    seen: int = 0  # images
     seconds: float = 0.0
     rows: list[list[float]] = dataclasses.field(default_factory=list)  # of the log: COLUMNS of each epoch
 
@@ -31,7 +31,7 @@ class Progress:
         self.loss, self.right, self.seen, self.seconds = 0.0, 0, 0, 0.0
 
     def within_epoch(self, epoch: int, epochs: int, steps: int, batch: int) -> str:
-        """Of a run of so many epochs, and steps with so many images."""
+        """The line within an epoch. epochs, steps: of the whole run; batch: images of a step."""
         left = duration((steps - self.step) * batch * self.seconds / self.seen)
         return (
             f"epoch {epoch}/{epochs}  step {self.step}/{steps}  loss {self.loss / self.seen:.3f}  "

@@ -27,7 +27,7 @@ class Settings:
     rate: float = 0.5  # the highest learning rate, for each 1024 images of a batch
     decay: float = 4e-5
     smoothing: float = 0.1
-    min_area: float = MIN_AREA  # of the random crops that are trained on, as a part of the image
+    min_area: float = MIN_AREA  # of the random crops that are trained on, before they are cut at the edges
     hold_out: float = 0.05  # the part of each class that is never trained on
     seed: int = 0
     device: str = "cpu"

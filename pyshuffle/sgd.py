@@ -49,7 +49,10 @@ class Trainer:
         return value, right
 
     def recompute(self, batches: Iterable[Batch]) -> None:
-        """Make the running statistics the mean of those of these batches. While the weights moved, they lagged behind."""
+        """Make the running statistics the mean of those that these batches have. While the weights moved, they lagged behind.
+
+        At batch k they move by 1/k of the way, which makes them the mean of the first k.
+        """
         for number, images in enumerate((images for images, _ in batches if len(images)), start=1):
             self.net(self.arrays(self.params, training=True, momentum=1 / number), self.given(images))
 
@@ -95,6 +98,6 @@ class ReferenceTrainer(Trainer):
 
 
 def learning_rate(step: int, steps: int, steps_per_epoch: int, highest: float) -> float:
-    """Up from 0 over an epoch, or a tenth of a short run, then down to 0: both linear."""
+    """Up from 0 over an epoch, or a tenth of a run of fewer than ten epochs, then down to 0: both linear."""
     warmup = max(1, min(steps_per_epoch, steps // 10))
     return highest * min((step + 1) / warmup, (steps - step) / max(1, steps - warmup))

@@ -1,8 +1,8 @@
 """Train a network on a folder of class folders: `python -m pyshuffle.train DIR --arch v2 --width 0.5 --size 64 --out run/`.
 
 The recipe is that of the authors' code: SGD with momentum 0.9, a learning rate of 0.5 for each 1024 images of a batch that falls
-linearly to 0, weight decay 4e-5, label smoothing 0.1, mild random crops and mirroring. Two things are not: the rate rises for an
-epoch first, and colours are left as they are.
+linearly to 0, weight decay 4e-5, label smoothing 0.1, mild random crops and mirroring. Two things are not: the rate rises
+first, for an epoch (for a tenth of a run of fewer than ten), and colours are left as they are.
 
 Random crops show objects larger than a whole image of the same size does. A network names whole images better that are a little
 larger than those it was trained on (Touvron et al. 2019, arXiv 1906.06423): `--test-size`.

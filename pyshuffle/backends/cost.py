@@ -1,7 +1,8 @@
 """The network by counting: parameters, multiply-adds, bytes moved and receptive field, layer by layer, without computing anything.
 
-Multiply-adds are those of convolutions and of the linear layer only, as both papers count. Bytes are those of a runtime that
-does one operation after another in float32: every operation reads its inputs and parameters once and writes its output once.
+Multiply-adds are those of convolutions and of the linear layer only, as both papers count; but V1's table 1 leaves the linear layer
+out. Bytes are those of a runtime that does one operation after another in float32: every operation reads its inputs and parameters
+once and writes its output once.
 """
 
 import functools

@@ -14,7 +14,7 @@ from ..types import Array, Params
 from .arrays import Arrays
 
 LOOK_BACK = "conv_bn", "depthwise_bn", "add_relu"  # whose gradients want to know what was made
-TAKE_HALVES = "concat", "concat_shuffle", "shuffle"  # whose gradients part what a split has sent back in halves
+TAKE_HALVES = "concat", "concat_shuffle", "shuffle"  # whose backward takes apart what a split has sent back in halves
 
 
 class Record(NamedTuple):
@@ -43,7 +43,7 @@ class Tape(Arrays):
         return y
 
     def backward(self, y: Array, dy: Array, wrt: tuple[Array, ...] = ()) -> tuple[Params, list[Array]]:
-        """The gradients of <dy, y> by every parameter that the network read, by name, and by the arrays in `wrt`, in order.
+        """The gradients of <dy, y>: of every parameter that the network read, by name, and of the arrays in `wrt`, in order.
 
         The record is used up: an operation's arrays are let go as soon as its gradients are known. Raises ShapeError for a y that
         is not in it.
@@ -51,7 +51,7 @@ class Tape(Arrays):
         if not any(made is y for record in self.records for made in record.outputs):
             raise ShapeError("y was not made by what this tape has recorded, or a backward has used up its record")
         by_name: Params = {}
-        by_array = {id(y): dy}
+        by_array = {id(y): dy}  # what is still to be replayed holds its arrays, so that no id is given twice
         kept = {id(array) for array in wrt}
         followed = kept | {id(made) for record in self.records for made in record.outputs}
         while self.records:

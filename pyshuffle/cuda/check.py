@@ -22,7 +22,7 @@ from ..errors import PyShuffleError
 SHARED, THREADS = 48 * 1024, 1024  # that a block may have, on all of them
 REGISTERS, QUARTERS = 65536, 4  # of a multiprocessor; its quarters have their own, from which a warp is given them
 WARP, UNIT = 32, 256  # threads; registers that are given at one go
-LEAST = 1 / 8  # of the warps that a multiprocessor has room for: two for each quarter, so that one computes while another waits
+LEAST = 1 / 8  # of the warps there is room for: of 64 two for each quarter, so that one computes while another waits
 
 
 class Limits(NamedTuple):

@@ -107,6 +107,6 @@ class Step(NamedTuple):
 
 
 def multiply_adds(step: Step) -> int:
-    """Those of convolutions and of the linear layer, as the papers count."""
+    """Those of convolutions and of the linear layer."""
     height, width = step.what.size
     return height * width * step.what.weight.size if step.what.learnt else 0

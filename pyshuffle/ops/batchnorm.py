@@ -1,17 +1,17 @@
 """Batch normalisation over every axis but the channels.
     xhat = (x - mean) / sqrt(var + eps)        y = gamma xhat + beta        (used after every convolution: V1, figure 2; V2, figure 3)
-x (..., C), gamma, beta, mean, var (C,) -> y (..., C). In training mean and var are the batch's own, `statistics(x)` (var is the
-mean square, divided by P = all pixels of all images); in inference they are the running averages that training has kept.
-With `relu` it is max(y, 0), and the gradient computes anew where y > 0. How either is computed is in reading.py.
+x (..., C), gamma, beta, mean, var (C,) -> y (..., C). In training mean and var are the batch's own, `statistics(x)`: var is
+mean((x - mean)^2) over P = all pixels of all images. In inference they are running averages that training has kept, of mean and of
+P / (P - 1) var. With `relu` it is max(y, 0); where y > 0 is not kept, but found anew on the way back (reading.py).
 
 The gradients, sums over all pixels:
     dbeta = sum dy        dgamma = sum dy xhat
     dx = gamma / sqrt(var + eps) * dy                                       in inference, where mean and var are constants
     dx = gamma / sqrt(var + eps) * (dy - dbeta / P - xhat dgamma / P)       in training: x also moves mean and var
-The two last terms: with d = gamma dy, a step dx changes all xhat by (dx - mean(dx) - xhat mean(xhat dx)) / sqrt(var + eps), since
-d mean = mean(dx) and d var = 2 mean((x - mean) dx). That map is its own transpose, so d takes the same way back.
+The two last terms: a small step e of x changes xhat by (e - mean(e) - xhat mean(xhat e)) / sqrt(var + eps), since it changes mean by
+mean(e) and var by 2 mean((x - mean) e). This linear map is its own transpose, so gamma dy goes back through the same one.
 
-Cost: no multiply-add that the papers count; in inference it is folded into the convolution before it.
+Cost: no multiply-add that the papers count; the engine folds it into the convolution before it.
 """
 
 import numpy as np

@@ -1,15 +1,15 @@
 """Dense and grouped convolution, 1x1 or 3x3, stride s = 1 or 2, zero padding p = K // 2, no bias.
-    y[n, i, j, o] = sum_{u, v, c} x[n, s i + u - p, s j + v - p, g C/G + c] * w[u, v, c, o]        g = floor(o / (O/G))
+    y[n, i, j, o] = sum_{u, v, c} x[n, s i + u - p, s j + v - p, g (C/G) + c] * w[u, v, c, o]        g = floor(o / (O/G))
 x (N, H, W, C), w (K, K, C/G, O) -> y (N, ceil(H/s), ceil(W/s), O). Output channel o belongs to group g and sees only the C/G
 input channels of that group (V1, section 3.1): a grouped convolution is G small dense ones side by side.
 
 The gradients follow from the same sum, read from the side of x and of w:
-    dx[n, h, l, g C/G + c] = sum_{u, v, o in g} dy[n, (h + p - u) / s, (l + p - v) / s, o] * w[u, v, c, o]   where s divides both
-    dw[u, v, c, o]         = sum_{n, i, j} x[n, s i + u - p, s j + v - p, g C/G + c] * dy[n, i, j, o]
+    dx[n, h, l, g (C/G) + c] = sum_{u, v, o in g} dy[n, (h + p - u) / s, (l + p - v) / s, o] * w[u, v, c, o]   where s divides both
+    dw[u, v, c, o]           = sum_{n, i, j} x[n, s i + u - p, s j + v - p, g (C/G) + c] * dy[n, i, j, o]
 each term of y holds one x and one w, so it hands dy times the one to the other.
 
-Cost: K^2 C/G O multiply-adds for each pixel of y, and each gradient as many again. A 1x1 on h x w pixels reads and writes
-h w (C + O) + C O / G values: for the same multiply-adds the least where C = O (V2, G1), and more with more groups (V2, G2).
+Cost: K^2 (C/G) O multiply-adds for each pixel of y, and each gradient as many again. A 1x1 on h x w pixels reads and writes
+h w (C + O) + (C/G) O values: for the same multiply-adds the least where C = O (V2, G1), and more with more groups (V2, G2).
 """
 
 import numpy as np

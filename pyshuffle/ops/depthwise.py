@@ -5,6 +5,7 @@ x (N, H, W, C), w (3, 3, C) -> y (N, ceil(H/s), ceil(W/s), C). It is the grouped
 The gradients:
     dx[n, h, l, c] = sum_{u, v} dy[n, (h + 1 - u) / s, (l + 1 - v) / s, c] * w[u, v, c]          where s divides both
     dw[u, v, c]    = sum_{n, i, j} x[n, s i + u - 1, s j + v - 1, c] * dy[n, i, j, c]
+With stride 1, dx is dy filtered with w turned by half a circle: put 2 - u for u and 2 - v for v.
 
 Cost: 9 multiply-adds a value of y, where a convolution of C channels has 9 C; so few for each value read and written that memory
 decides its speed (V1, section 3.2).

@@ -1,7 +1,7 @@
 """Softmax cross-entropy with label smoothing e, the mean over the batch.
     p[n, k] = exp(z[n, k]) / sum_j exp(z[n, j])        q[n, k] = (1 - e) [k = label n] + e / K
     loss = -1/N sum_{n, k} q[n, k] log p[n, k]         dz = (p - q) / N
-The gradient: log p[k] changes by [k = j] - p[j] with z[j]; weighed with q, which sums to 1, that is q[j] - p[j].
+The gradient: d log p[k] / d z[j] = [k = j] - p[j]. The sum of that over k, weighted with q[k], is q[j] - p[j], as q sums to 1.
 z (N, K) logits, labels (N,) integers -> a float. Both papers train with this loss, e = 0.1 in the authors' code.
 """
 
@@ -58,6 +58,7 @@ def _loss(logits, labels, smoothing, losses, dlogits):  # losses (N,), float64
             dlogits[n, k] = power
             total += power
             linear += logits[n, k] - top
+        # -sum_k q[k] log p[k], where log p = z - top - log total and q sums to 1
         losses[n] = np.log(total) - (1 - smoothing) * (logits[n, labels[n]] - top) - smoothing / classes * linear
         for k in range(classes):
             dlogits[n, k] = (dlogits[n, k] / total - smoothing / classes) / images

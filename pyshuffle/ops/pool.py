@@ -4,7 +4,8 @@
     mean:     y[n, c] = 1/(H W) sum_{h, l} x[n, h, l, c]                                                    (both papers)
 x (N, H, W, C) -> y (N, ceil(H/2), ceil(W/2), C), or (N, C) for the mean.
 
-The gradient of a maximum goes to the first pixel, in row order, that attains it; that of an average to all pixels alike.
+The gradient of a maximum goes to the first pixel of its window, in row order, that attains it. Of an average each pixel of its
+window gets dy / 9, of the mean each pixel dy / (H W). What several windows send to one pixel adds up.
 
 Cost: no multiply-add that the papers count; every value of x is read.
 """

@@ -2,8 +2,7 @@
     y[p, o]  = sum_k x[p, k] w[k, o]          a convolution; with w transposed, its gradient with respect to x
     dw[k, o] = sum_p x[p, k] dy[p, o]         its gradient with respect to w: the same tile, with k and p in each other's place
 A row p of x is a pixel, or the window around one: a `View` says where it lies, so that neither a group nor a window is copied. What
-a block of rows needs is read in one go, as it lies in memory, which is slow for those who come back to it; the tiles find it in the
-cache.
+a block of rows needs is read once, as it lies in memory, to which it is slow to come back; the tiles then find it in the cache.
 
 How columns o are dealt out to tiles is in panels.py.
 """
@@ -27,7 +26,7 @@ from .sums import NO_SUMS, begun, covary
 
 HEIGHTS = machine().heights
 HEIGHT = np.array([HEIGHTS.get(vectors, 0) for vectors in range(MOST + 1)])
-ROWS = 16 * TALL  # of x in a block: they stay in the nearest cache while all panels are computed
+ROWS = 16 * TALL  # of x in a block: they stay in the near caches while all panels are computed
 PART = 384  # rows of x, at least, in a part of the sum over all of them; a part has a dw of its own, and there are at most BLOCKS
 NONE, LOW, HIGH = np.int64(0), np.float32(-np.inf), np.float32(np.inf)
 ZEROS = np.zeros(MOST * LANES, np.float32)

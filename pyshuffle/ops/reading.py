@@ -3,7 +3,7 @@
 Between a convolution and the next lie a batch normalisation and mostly a ReLU. Both are cheap and memory is slow, so in a network
 they seldom run over memory: what the convolution made is kept, and most of those who read it normalise the rows they need in the
 cache,
-    z = max(low, scale (x - mean) + beta)
+    z = max(low, scale (x - mean) + beta)        x: the y of conv_bn.py; low: 0 with a ReLU, else -inf
 On the way back, once the sums over all pixels are known, the gradient with respect to x is computed where it is read, too
 (batchnorm.py):
     dx = scale dz [z > low] + slope (x - mean) + offset
@@ -26,7 +26,7 @@ from .check import EPS
 from .jit import BLOCKS, helper, kernel, require_jit, rows
 
 PLAIN, NORMALISED, GRADIENT = range(3)
-ROWS = 64  # of a part of a map: they stay in the nearest cache
+ROWS = 64  # of a part of a map: they stay in the near caches
 LANES, NOTHING = machine().lanes, np.empty((0, 0), np.float32)
 
 

@@ -1,6 +1,7 @@
 """Stochastic gradient descent with momentum, as both papers train:
     g = dloss/dw + decay w        v = momentum v + g        w = w - rate v
-of weights w, their velocities v and their gradients, of one shape; w and v are moved in place.
+of weights w, their velocities v and their gradients, of one shape; w and v are moved in place. decay w is the gradient of
+decay/2 |w|^2: weights that the loss does not hold where they are shrink.
 """
 
 import numpy as np

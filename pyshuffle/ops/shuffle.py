@@ -2,8 +2,9 @@
 
 Shuffle with g groups of n = C/g channels: reshape C to (g, n), transpose to (n, g), flatten         (V1, section 3.1, figure 1)
     y[..., a g + b] = x[..., b n + a]        a < n, b < g
-Afterwards every group of the next grouped convolution holds channels of every group of the last one. A shuffle is a permutation,
-so its gradient is its inverse, and the inverse of a shuffle with g groups is the shuffle with n groups.
+Afterwards every group of the next grouped convolution holds channels of every group of the last one, or of n of them where n < g
+(V1 0.5x with 8 groups has n = 6 in stage 2). A shuffle is a permutation, so its gradient is its inverse, and the inverse of a
+shuffle with g groups is the shuffle with n groups.
 
     split:   left, right = x[..., :C/2], x[..., C/2:]                                                (V2, figure 3 (c))
     concat:  y = [a | b] along the channels                                                          (V2, figure 3 (c), (d))

@@ -6,7 +6,7 @@ from ..types import Array
 
 
 def log_softmax(logits: Array) -> Array:
-    """log p, shifted by the largest logit of each row so that no exponential overflows."""
+    """log p. The largest logit of a row is taken from all of them, which changes no p, so that no exponential overflows."""
     shifted = logits - logits.max(axis=1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
 
