@@ -23,8 +23,8 @@ class Trainer(sgd.Trainer):
     wait = staticmethod(wait)
 
     def __init__(self, net: Net, params: Params, decay: float = sgd.DECAY, smoothing: float = sgd.SMOOTHING) -> None:
-        super().__init__(net, {}, decay, smoothing)
-        self.restore({"params": params})
+        super().__init__(net, params, decay, smoothing)
+        self.params = on_device(params)
 
     def state(self) -> dict[str, Params]:
         stores = {"params": self.params, "velocity": self.velocity}
