@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import math
 import os
 import signal
 
@@ -116,7 +117,8 @@ def test_a_run_leaves_curves_and_weights_that_classify_can_use(images, tmp_path,
         rows = list(csv.DictReader(file))
     assert [row["epoch"] for row in rows] == list("123456")
     assert tuple(rows[0]) == progress.COLUMNS
-    assert float(rows[-1]["loss"]) < float(rows[0]["loss"])
+    assert float(rows[-1]["loss"]) < float(rows[0]["loss"]) < 2 * math.log(3)  # of an image, not of all that were seen
+    assert all(float(row["images_per_second"]) * float(row["seconds"]) == pytest.approx(24) for row in rows)
     checkpoint = weights.load(out / "weights.npz")
     assert checkpoint.labels == ("red", "green", "blue")
     assert checkpoint.net == ShuffleNetV2(0.33, classes=3)
