@@ -133,8 +133,8 @@ def test_a_window_tile_lies_in_registers(target, stride, pixels):
 
 @pytest.mark.parametrize("stride", [1, 2])
 @every_target
-def test_a_slope_tile_lies_in_registers(target, stride):
-    check_loops(assembly(target, training_tiles.slope, stride=stride), target.multiply, 9, unrolled=True)
+def test_a_filter_gradient_tile_lies_in_registers(target, stride):
+    check_loops(assembly(target, training_tiles.filter_gradient, stride=stride), target.multiply, 9, unrolled=True)
 
 
 @every_target
@@ -158,7 +158,7 @@ def test_sums_for_a_batch_normalisation_lie_in_registers(target, vectors):
 
 @every_target
 def test_the_gradient_of_a_maximum_takes_nine_sums(target):
-    check_loops(assembly(target, training_tiles.maximum_slope), target.plus, 9)
+    check_loops(assembly(target, training_tiles.maximum_gradient), target.plus, 9)
 
 
 @every_target

@@ -117,9 +117,9 @@ def operation(name: str, op: str, arrays: list[Array], settings: dict[str, Any],
     expected = right(*exact, **known)
     again = partial(forward, *tensors, **told)
     yield Case(f"{name}, forward", again, expected, again)
-    slopes = [draw(rng, *y.shape) for y in (expected if isinstance(expected, tuple) else (expected,))]
-    again = partial(backward, *map(upload, slopes), *tensors, **told)
-    yield Case(f"{name}, backward", again, right_backward(*slopes, *exact, **known), again)
+    cotangents = [draw(rng, *y.shape) for y in (expected if isinstance(expected, tuple) else (expected,))]
+    again = partial(backward, *map(upload, cotangents), *tensors, **told)
+    yield Case(f"{name}, backward", again, right_backward(*cotangents, *exact, **known), again)
 
 
 def fused(shape: tuple[int, ...], rng: np.random.Generator) -> Iterator[Case]:

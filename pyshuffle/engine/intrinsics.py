@@ -11,7 +11,7 @@ from numba.extending import intrinsic
 from . import library
 from .emitter import I64, VOID, Tile
 from .tiles import average, dense, maximum, peak, window
-from .training_tiles import covary, differentiate, maximum_slope, measure, normalise, parities, slope
+from .training_tiles import covary, differentiate, filter_gradient, maximum_gradient, measure, normalise, parities
 
 
 def _call(context: Any, builder: ir.IRBuilder, tile: Tile, shape: library.Shape, arguments: ir.Value) -> Any:
@@ -55,8 +55,8 @@ def _numbered(tile: Tile) -> Any:
 
 if not config.DISABLE_JIT:
     library.load()
-dense_tile, window_tile, slope_tile = _numbered(dense), _numbered(window), _numbered(slope)
+dense_tile, window_tile, filter_gradient_tile = _numbered(dense), _numbered(window), _numbered(filter_gradient)
 normalise_tile, differentiate_tile = _sole(normalise), _sole(differentiate)
 measure_tile, covary_tile = _numbered(measure), _numbered(covary)
 maximum_tile, average_tile, peak_tile = _sole(maximum), _sole(average), _sole(peak)
-maximum_slope_tile, parities_tile = _sole(maximum_slope), _sole(parities)
+maximum_gradient_tile, parities_tile = _sole(maximum_gradient), _sole(parities)

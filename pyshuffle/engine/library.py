@@ -16,7 +16,7 @@ from . import native
 from .emitter import Tile
 from .machine import machine
 from .tiles import average, dense, maximum, peak, window
-from .training_tiles import covary, differentiate, maximum_slope, measure, normalise, parities, slope
+from .training_tiles import covary, differentiate, filter_gradient, maximum_gradient, measure, normalise, parities
 
 Shape = dict[str, int]
 
@@ -32,9 +32,9 @@ def shapes() -> dict[Tile, dict[int, Shape]]:
     return {
         dense: {2 * h + one: {"halves": h, "pixels": 1 if one else m.heights[-(-h // 2)]} for h in m.widths for one in (0, 1)},
         window: {2 * s + one: {"stride": s, "pixels": 1 if one else m.run} for s in strides for one in (0, 1)},
-        slope: {s: {"stride": s} for s in strides},
+        filter_gradient: {s: {"stride": s} for s in strides},
         **dict.fromkeys((measure, covary), by_vectors),
-        **{tile: {0: {}} for tile in (maximum, average, peak, maximum_slope, parities, normalise, differentiate)},
+        **{tile: {0: {}} for tile in (maximum, average, peak, maximum_gradient, parities, normalise, differentiate)},
     }
 
 

@@ -12,7 +12,7 @@ from .emitter import I32, I64, Arguments, Emitter, tile
 
 
 @tile("source source_row source_pixel gradient gradient_row gradient_pixel rows width target")
-def slope(e: Emitter, given: Arguments, stride: int) -> None:
+def filter_gradient(e: Emitter, given: Arguments, stride: int) -> None:
     """dw[u, v] += sum_{i, j} x[s i + u, s j + v] * dy[i, j] for one vector of channels: the gradient of `window` by its weights."""
     sums = e.vectors(given["target"], 9)
     with e.loop(given["rows"], [given["source"], given["gradient"], *sums]) as ((source, gradient, *sums), below):
@@ -157,7 +157,7 @@ def constants(e: Emitter, given: Arguments, place: ir.Value, count: int) -> list
 
 
 @tile("row0 row1 row2 apart pixel last gradient gradient_pixel count")
-def maximum_slope(e: Emitter, given: Arguments) -> None:
+def maximum_gradient(e: Emitter, given: Arguments) -> None:
     """dx[u, 2j + v - 1] += dy[j] for the first u, v at which x is largest, or not a number: the gradient of `maximum`, for a row of
     `count` pixels j. apart: from a pixel of x to that of dx."""
     with e.loop(given["count"], [I64(0), given["gradient"]]) as ((column, gradient), following):

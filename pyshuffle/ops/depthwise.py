@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import prange
 
-from ..engine.intrinsics import parities_tile, slope_tile, window_tile
+from ..engine.intrinsics import filter_gradient_tile, parities_tile, window_tile
 from ..engine.machine import FLOAT, machine
 from ..errors import ShapeError
 from ..types import Array, Shaped
@@ -80,15 +80,15 @@ def filter_image(padded, weights, starts, stride, y, bias):
 
 
 @helper
-def part_image(slopes, filters, starts, both, dx):
+def part_image(dy_map, filters, starts, both, dx):
     """dx of an image, with stride 2, by way of `both`: two rows of it, a pixel wider than dx where that is odd."""
     height, width, channels = dx.shape
-    pixel, row = channels * FLOAT, slopes.shape[1] * channels * FLOAT
-    for i in range(len(slopes) - 1):
+    pixel, row = channels * FLOAT, dy_map.shape[1] * channels * FLOAT
+    for i in range(len(dy_map) - 1):
         for v in range(len(starts)):
             at = starts[v] * FLOAT
             parities_tile(
-                (slopes.ctypes.data + i * row + at, row, pixel, filters[v].ctypes.data, both.ctypes.data + at,
+                (dy_map.ctypes.data + i * row + at, row, pixel, filters[v].ctypes.data, both.ctypes.data + at,
                  both.shape[1] * pixel, both.shape[1] // 2)
             )  # fmt: skip
         dx[2 * i : 2 * i + 2] = both[: height - 2 * i, :width]
@@ -104,23 +104,23 @@ def _backward(dy, x, rows, columns, filters, starts, stride, parts, dx, sums):
     for part in prange(len(parts)):
         parts[part] = 0
         padded = np.zeros((stride * (rows - 1) + 3, stride * (columns - 1) + 3, channels), np.float32)
-        slopes = np.zeros((rows + 1 + begin, columns + 1 + begin, channels), np.float32)  # dy
+        dy_map = np.zeros((rows + 1 + begin, columns + 1 + begin, channels), np.float32)
         both = np.empty((2, 2 * columns, channels), np.float32)  # rows of dx
-        row = slopes.shape[1] * pixel
+        row = dy_map.shape[1] * pixel
         for n in range(part * images // len(parts), (part + 1) * images // len(parts)):
             read_image(x, n, height, width, 1, padded)
-            read_image(dy, n, rows, columns, begin, slopes)
+            read_image(dy, n, rows, columns, begin, dy_map)
             for v in range(len(starts)):
                 at = starts[v] * FLOAT
-                slope_tile(
+                filter_gradient_tile(
                     stride,
-                    (padded.ctypes.data + at, padded.shape[1] * pixel, pixel, slopes.ctypes.data + begin * (row + pixel) + at, row,
+                    (padded.ctypes.data + at, padded.shape[1] * pixel, pixel, dy_map.ctypes.data + begin * (row + pixel) + at, row,
                      pixel, rows, columns, parts[part, v].ctypes.data),
                 )  # fmt: skip
             if stride == 1:
-                filter_image(slopes, filters, starts, 1, dx[n], bias)
+                filter_image(dy_map, filters, starts, 1, dx[n], bias)
             else:
-                part_image(slopes, filters, starts, both, dx[n])
+                part_image(dy_map, filters, starts, both, dx[n])
             if len(sums):
                 covary(x, n * height * width, (n + 1) * height * width, flat, sums[part])
 

@@ -13,7 +13,7 @@ Cost: no multiply-add that the papers count; every value of x is read.
 import numpy as np
 from numba import prange
 
-from ..engine.intrinsics import maximum_slope_tile
+from ..engine.intrinsics import maximum_gradient_tile
 from ..engine.machine import FLOAT, machine
 from ..types import Array, Shaped
 from .check import check_gradient, check_map, out_size, require_float32
@@ -99,13 +99,13 @@ def _max_backward(dy, x, starts, dx, sums):  # sums (N, 2, C) of dx, or (0, 0, 0
     pixel, row = channels * FLOAT, width * channels * FLOAT
     for n in prange(images):  # windows overlap, so one thread owns a whole image
         image = block(x, n * height * width, np.empty((height * width, channels), np.float32))
-        slopes = dx[n].reshape(height * width, channels)
+        dx_image = dx[n].reshape(height * width, channels)
         for start in starts:
-            slopes[:, start : start + LANES] = 0  # also what the vector before has written of these
-            at, apart = np.int64(image.ctypes.data + start * FLOAT), np.int64(slopes.ctypes.data) - np.int64(image.ctypes.data)
+            dx_image[:, start : start + LANES] = 0  # also what the vector before has written of these
+            at, apart = np.int64(image.ctypes.data + start * FLOAT), np.int64(dx_image.ctypes.data) - np.int64(image.ctypes.data)
             for i in range(rows):
                 above, middle, below = max(2 * i - 1, 0) * row, 2 * i * row, min(2 * i + 1, height - 1) * row
-                maximum_slope_tile(
+                maximum_gradient_tile(
                     (at + above, at + middle, at + below, apart, pixel, row - pixel, dy[n, i].ctypes.data + start * FLOAT, pixel,
                      columns)
                 )  # fmt: skip
@@ -165,9 +165,9 @@ def max_backward(dy: Array, x: Map) -> tuple[Array]:
     """dy (N, ceil(H/2), ceil(W/2), C), float32 -> dx like x. Raises ShapeError."""
     check_gradient(dy, pooled_shape(x))
     require_float32(dy, x)
-    given, slopes = widened(x), widened_rows(dy).reshape(*dy.shape[:3], -1)
+    given, wide_dy = widened(x), widened_rows(dy).reshape(*dy.shape[:3], -1)
     dx, sums = np.empty((*x.shape[:3], given.channels), np.float32), begun(given, len(x))
-    _max_backward(slopes, given, vector_starts(given.channels), dx, sums)
+    _max_backward(wide_dy, given, vector_starts(given.channels), dx, sums)
     return (leave(x, dx[..., : x.shape[3]], sums),)
 
 
