@@ -325,12 +325,8 @@ def test_processes_of_a_pool_have_models_of_their_own(method):
             assert answers.get(timeout=120) == 4 * [expected]
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
-@pytest.mark.parametrize("threads", [1, 2])
-def test_a_forked_child_has_the_model_too(threads):
-    net, x = ShuffleNetV2(0.5, classes=10), draw_images(3, 64, 64)
-    model = compiled(net, 64, 64, threads)
-    expected = model(x)
+def forked(run: Callable[[], bytes]) -> bytes:
+    """What that returns in a forked child; nothing if it raises."""
     receive, send = os.pipe()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of fork in a process with threads
@@ -338,11 +334,7 @@ def test_a_forked_child_has_the_model_too(threads):
     if not child:
         try:
             signal.alarm(60)  # should it hang
-            for _ in range(3):
-                os.write(send, model(x).tobytes())
-            del model
-            gc.collect()
-            os.write(send, b"closed")
+            os.write(send, run())
         finally:
             os._exit(0)
     os.close(send)
@@ -350,8 +342,44 @@ def test_a_forked_child_has_the_model_too(threads):
         answer = pipe.read()
     _, status = os.waitpid(child, 0)
     assert status == 0, "the child was killed"
-    assert answer == 3 * expected.tobytes() + b"closed"
-    np.testing.assert_array_equal(model(x), expected)
+    return answer
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_forked_child_has_the_model_too(threads):
+    models, x = [compiled(ShuffleNetV2(0.5, classes=10), 64, 64, threads)], draw_images(3, 64, 64)
+    expected = models[0](x)
+
+    def child() -> bytes:
+        answers = [models[0](x).tobytes() for _ in range(3)]
+        models.clear()
+        gc.collect()
+        return b"".join(answers) + b"closed"
+
+    assert forked(child) == 3 * expected.tobytes() + b"closed"
+    np.testing.assert_array_equal(models[0](x), expected)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_threads_of_a_forked_child_begin_a_model_once():
+    """Although one of the parent's held its lock at the fork."""
+    model, x = compiled(ShuffleNetV2(0.5, classes=10), 32, 32, 2), draw_images(1, 32, 32)
+    expected, begin, begun = model(x), model._begin, []
+
+    def slowly() -> None:
+        begun.append(threading.get_ident())
+        time.sleep(0.1)
+        begin()
+
+    def child() -> bytes:
+        model._begin = slowly
+        answers = call_at_once(4 * [model], 4 * [x], 2)
+        return bytes([len(begun)]) + np.array(answers).tobytes()
+
+    with model._lock:
+        answer = forked(child)
+    assert answer == b"\1" + 8 * expected.tobytes()
 
 
 def test_no_thread_outlives_its_model():

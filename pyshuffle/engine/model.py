@@ -31,10 +31,11 @@ class Model:
         self.plan, self.threads = plan, plan.threads
         self.program = encode(plan)
         self.alone = replace(encode(alone), weights=self.program.weights) if alone else None  # theirs are the same
+        self._lock = threading.Lock()
         self._begin()
+        _models.add(self)
 
     def _begin(self) -> None:
-        self._lock = threading.Lock()
         self.team = Team(self.program, self.threads, self.alone)
         self._end = weakref.finalize(self, self.team.close)
 
@@ -43,15 +44,28 @@ class Model:
         x = np.asarray(x)
         if x.dtype != np.float32 or x.ndim != 4 or x.shape[1:] != (height, width, 3) or not len(x):
             raise ShapeError(f"x is {x.dtype} of shape {x.shape}: the model was compiled for float32 (N, {height}, {width}, 3)")
-        if os.getpid() != self.team.process:
-            self._begin()  # a forked child has the memory, but not the threads
         x = np.ascontiguousarray(x)
         logits = np.empty((len(x), self.plan.classes), np.float32)
         with self._lock:
+            if os.getpid() != self.team.process:
+                self._begin()  # a forked child has the memory, but not the threads
             finite = self.team.run(x, logits)
         if not finite:
             raise ShapeError("x holds a value that is not finite")
         return logits
+
+
+_models: weakref.WeakSet[Model] = weakref.WeakSet()
+
+
+def _open_locks() -> None:
+    """In a forked child: a thread that held one is not there to open it."""
+    for model in _models:
+        model._lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_open_locks)
 
 
 def compile(net: Net, params: Params, input_shape: Sequence[int], threads: int | None = None) -> Model:
