@@ -351,3 +351,17 @@ def test_what_is_read_as_it_is_keeps_the_sign_of_zero(channels):
     x = np.array([0.0, -0.0, np.inf, -np.inf, 1.0], np.float32).repeat(channels).reshape(1, 1, 5, channels)
     y = reading.computed(reading.source(x))
     np.testing.assert_array_equal(y.view(np.uint32), x.reshape(y.shape).view(np.uint32))
+
+
+@pytest.mark.parametrize("channels", [3, reading.LANES, reading.LANES + 1, 69])
+@pytest.mark.parametrize("kind", ["plain", "normalised", "gradient"])
+def test_rows_that_are_read_are_written_and_nothing_beside_them(kind, channels):
+    """Neither rows nor channels; a vector that goes beyond the last channel would be seen."""
+    x, z = Layer(CONV, (1, 7, 1, channels), (1,), {}).x, normalised((1, 7, 1, channels))
+    source = {"plain": reading.source(x), "normalised": z.source, "gradient": batchnorm.gradient(x, z, training=True)[0]}[kind]
+    for first, behind in ((0, 0), (3, 2)):
+        goal = np.full((9, first + source.channels + behind), 7, np.float32)
+        expected = goal.copy()
+        expected[1:5, first : first + source.channels] = reading.computed(source)[2:6]
+        reading.read(source, 2, goal[1:5], first)
+        np.testing.assert_array_equal(goal, expected)
