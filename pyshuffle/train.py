@@ -60,23 +60,31 @@ def prepare(args: argparse.Namespace) -> Run:
     if "data" not in given:
         raise TrainingError("a folder of class folders is needed: python -m pyshuffle.train DIR")
     out = args.out or Path("run")
+    check_free(out)
+    run = Run(out, settings_of(args, {name: given[name] for name in OPTIONS if name in given}), args.save_every, args.plot)
+    if args.start_from:
+        run.start_from(args.start_from)
+    out.mkdir(parents=True, exist_ok=True)
+    return run
+
+
+def check_free(out: Path) -> None:
+    """Raises TrainingError where a run cannot be kept there, or one is already."""
     if out.is_file():
         raise TrainingError(f"{out} is a file: --out takes a folder")
     for name in (STATE, WEIGHTS, LOG):
         if (out / name).exists():
             raise TrainingError(f"{out} holds a run already ({name}): go on with --resume {out}, or choose another --out")
+
+
+def settings_of(args: argparse.Namespace, options: dict[str, Any]) -> Settings:
+    """Those of a new run: what the command line says, what the folder holds, and defaults. Raises TrainingError or DataError."""
     folder = ImageFolder.scan(Path(args.data))
     labels = read_labels(args.labels, len(folder.classes)) if args.labels else folder.classes
     net = nets.describe(cli.net_from_options(args, classes=len(folder.classes)))
-    options = {name: given[name] for name in OPTIONS if name in given}
     side = folder.typical_side()
     detail = side if side < max(options.get(name, OPTIONS[name]) for name in ("size", "test_size")) else 0
-    settings = Settings(net=net, data=args.data, images=folder.fingerprint(), labels=labels, detail=detail, **options)
-    run = Run(out, settings, args.save_every, args.plot)
-    if args.start_from:
-        run.start_from(args.start_from)
-    out.mkdir(parents=True, exist_ok=True)
-    return run
+    return Settings(net=net, data=args.data, images=folder.fingerprint(), labels=labels, detail=detail, **options)
 
 
 def main(argv: list[str] | None = None) -> int:
