@@ -6,6 +6,7 @@ it says is there.
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import math
@@ -59,14 +60,21 @@ def _decode_npz(archive: zipfile.ZipFile, size: int) -> tuple[Entries, str | Non
 
 def _decode_npy(name: str, data: bytes) -> np.ndarray:
     """What numpy.load makes of it, which allocates whatever the header says."""
-    stream = io.BytesIO(data)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that a header was written by an old Python, or names a type in an old way
-        read = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[npy.read_magic(stream)]
-        shape, by_column, dtype = read(stream)
+    width = 4 if data[6:7] == b"\2" else 2  # of the header's length, which follows 6 bytes of magic and 2 of the version
+    begin = 8 + width + int.from_bytes(data[8 : 8 + width], "little")
+    shape, by_column, dtype = _npy_header(data[:begin])
     if dtype.hasobject:
         raise WeightsError(f"{name} holds objects: refused, and nothing of them was run")
-    return np.frombuffer(data, dtype, offset=stream.tell()).reshape(shape, order="F" if by_column else "C")
+    return np.frombuffer(data, dtype, offset=begin).reshape(shape, order="F" if by_column else "C")
+
+
+@functools.lru_cache(maxsize=256)  # many arrays of a network have one, and NumPy has Python's parser read it
+def _npy_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    stream = io.BytesIO(header)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it was written by an old Python, or names a type in an old way
+        read = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[npy.read_magic(stream)]
+        return read(stream)
 
 
 def encode_npz(entries: Entries, metadata: str) -> bytes:

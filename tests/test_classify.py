@@ -208,11 +208,12 @@ def test_weights_that_answer_with_no_number():
 
 
 def test_the_weights_that_come_with_the_package(tmp_path, monkeypatch):
-    monkeypatch.setattr(classify, "SOURCE_TREE", tmp_path)
-    monkeypatch.setattr(classify, "PACKAGE", tmp_path / "pyshuffle")
+    package = tmp_path / "pyshuffle"
+    package.mkdir()
+    monkeypatch.setattr(classify, "PACKAGE", package)
     with pytest.raises(WeightsError, match=f"{classify.DEFAULT} did not come"):
         classify.shipped()
-    for folder in (tmp_path / "weights", tmp_path / "pyshuffle" / "pretrained"):  # where both are, the installed one
+    for folder in (tmp_path / "weights", package / "pretrained"):  # where both are, the installed one
         folder.mkdir(parents=True)
         labels = tuple(f"{folder.name} {i}" for i in range(4))
         weights.save(folder / classify.DEFAULT, checkpoint(labels))

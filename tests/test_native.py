@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numba
 import pytest
 
 from pyshuffle.engine import library, native
@@ -45,6 +46,10 @@ def test_another_processor_has_other_code(monkeypatch):
         assert native._file("engine") != here
     finally:
         native._file.cache_clear()
+
+
+def test_code_is_of_a_version_of_numba():
+    assert numba.__version__.encode() in native._numba()
 
 
 @pytest.mark.compiled

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -41,7 +42,7 @@ class Plan(Ops[Value]):
         check_params(net, params)
         self.params, self.machine, self.threads, self.size = params, machine, threads, (height, width)
         self.steps: list[Step] = []
-        self.settled: dict[Pending, Map] = {}
+        self.settled: WeakKeyDictionary[Pending, Map] = WeakKeyDictionary()
         image = self.settle(Pending(IMAGE, "image", Map(height, width, ())))
         logits = self.settle(net(self, image))
         self.settle(Pending(OUTPUT, "logits", logits))
@@ -132,7 +133,8 @@ class Plan(Ops[Value]):
             read_together(x)
             plain = x.kind == DENSE and len(x.weight) == 1 and not x.residual
             target = Buffer(x.size, x.channels, len(self.steps), plain, halo=x.kind == IMAGE)
-            self.record(Step(x.kind, x, target, x.size, []))
+            folded = replace(x, weight=x.weight.astype(np.float32), bias=x.bias.astype(np.float32))  # by now, with all there is
+            self.record(Step(x.kind, folded, target, x.size, []))
             self.settled[x] = Map(*x.size, tuple((target, c) for c in range(x.channels)))
         return self.settled[x]
 

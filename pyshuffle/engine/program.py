@@ -81,8 +81,8 @@ class Encoder:
     def add(self, name: str, parts: list[Any], part: Any) -> int:
         """The address of a part, which begins with a cache line."""
         begin = self.bytes[name]
-        parts.append(np.pad(part, (0, -part.size % (LINE // part.itemsize))))
-        self.bytes[name] += parts[-1].nbytes
+        parts += [part, np.zeros(-part.size % (LINE // part.itemsize), part.dtype)]
+        self.bytes[name] += sum(array.nbytes for array in parts[-2:])
         return begin
 
     def step(self, step: Step) -> list[int]:
@@ -120,7 +120,7 @@ class Encoder:
             order = sorted(range(inputs), key=lies.__getitem__)
             tap_offsets = [here.at(u, v) - here.at(0, 0) for u in range(what.kernel) for v in range(what.kernel)]
             offsets = self.table(np.add.outer(tap_offsets, [places[k][0].address(places[k][1]) - base for k in order]))
-            weight = np.zeros((taps * inputs, groups * outputs))  # of the group's outputs, at their numbers
+            weight = np.zeros((taps * inputs, groups * outputs), np.float32)  # of the group's outputs, at their numbers
             weight[:, group * outputs : (group + 1) * outputs] = what.weight[group][:, order].reshape(taps * inputs, outputs)
             vectors = [vector for vector in step.vectors if vector.channels[0] // outputs == group]
             for panel in panels(vectors, max(self.machine.heights)):
@@ -164,7 +164,7 @@ class Encoder:
     def spread(self, values: Array, panel: list[Vector]) -> Array:
         """The channels (..., O) of a panel's vectors, side by side, zeros where a vector has fewer than its lanes."""
         lanes = self.machine.lanes
-        out = np.zeros((*values.shape[:-1], len(panel) * lanes))
+        out = np.zeros((*values.shape[:-1], len(panel) * lanes), np.float32)
         for v, vector in enumerate(panel):
             out[..., v * lanes : v * lanes + len(vector.channels)] = values[..., vector.channels]
         return out

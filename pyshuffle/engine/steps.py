@@ -31,12 +31,12 @@ class Map:
 
 @dataclass(frozen=True, eq=False)
 class Pending:
-    """An operation that is not a step yet, as more may be folded into it."""
+    """An operation that is not a step yet, as more may be folded into it: in float64, which a step's is not any more."""
 
     kind: int
     name: str
     source: Map
-    weight: Array = field(default_factory=lambda: np.zeros((0, 0)))  # dense: (G, K K, C/G, O/G), window: (9, C), in float64
+    weight: Array = field(default_factory=lambda: np.zeros((0, 0)))  # dense: (G, K K, C/G, O/G), window: (9, C)
     bias: Array = field(default_factory=lambda: np.zeros(0))  # (O,)
     kernel: int = 1
     stride: int = 1
