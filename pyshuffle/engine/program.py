@@ -166,7 +166,7 @@ class Encoder:
         lanes = self.machine.lanes
         out = np.zeros((*values.shape[:-1], len(panel) * lanes), np.float32)
         for v, vector in enumerate(panel):
-            out[..., v * lanes : v * lanes + len(vector.channels)] = values[..., vector.channels]
+            out[..., v * lanes : v * lanes + len(vector.channels)] = values.take(vector.channels, axis=-1)
         return out
 
     def window(self, step: Step) -> Iterator[dict[int, int]]:
