@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,13 @@ import numpy as np
 
 from pyshuffle import cli, device, engine, nets, peers, plots, sgd, studies, tables
 from pyshuffle.backends.cost import count
+from pyshuffle.engine.model import default_threads
 from pyshuffle.engine.profile import Row, peak, profile
 from pyshuffle.errors import PyShuffleError, ShapeError
 from pyshuffle.experiments import GUIDELINES
 from pyshuffle.init import initialise
 from pyshuffle.peers import Job, Peer, Recipe
 from pyshuffle.stopwatch import TURN, seconds
-from pyshuffle.types import Array, Params
 from pyshuffle.weights import write_atomically
 
 PHOTO = Path(__file__).parent / "tests" / "photos" / "coffee.png"
@@ -45,21 +45,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise PyShuffleError("--train goes without --profile and --plot")
     if sum(map(bool, (args.train, args.sweep, args.guideline, args.table8))) > 1:
         raise PyShuffleError("--train, --sweep, --guideline and --table8 go one at a time")
+    if (args.sweep or args.guideline or args.table8) and (args.against or args.profile):
+        raise PyShuffleError("--sweep, --guideline and --table8 go without --against and --profile")
+    if args.form != "text" and not (args.guideline or args.table8):
+        raise PyShuffleError(f"--{args.form} is for --guideline and --table8")
     if min(args.batch, args.rounds) < 1:
         raise ShapeError(f"batch={args.batch}, rounds={args.rounds}: both must be at least 1")
     if args.json and not args.json.absolute().parent.is_dir():
         raise PyShuffleError(f"--json {args.json}: there is no such folder")
     figure = plots.sheet(args.plot) if args.plot else None
-    results: dict[str, Any] = {"size": args.size, "batch": args.batch, "threads": args.threads}
+    results: dict[str, Any]
+    settings = {"size": args.size, "batch": args.batch, "threads": args.threads}
     if args.guideline:
-        results["guideline"] = studies.guideline(args.guideline, args.rounds, args.form)
+        results = {"threads": 1, "guideline": studies.guideline(args.guideline, args.rounds, args.form)}
     elif args.table8:
-        results["table8"] = studies.table8(args.rounds, args.form)
+        results = {"threads": 1, "table8": studies.table8(args.rounds, args.form)}
     elif args.sweep:
-        results["sweep"] = sweep(args)
+        results = settings | {"sweep": sweep(args)}
     else:
         net = cli.net_from_options(args)
-        results |= nets.describe(net) | one(net, args)
+        results = settings | nets.describe(net) | one(net, args)
     if figure:
         plots.draw(results, figure)
         plots.save(figure, args.plot)
@@ -71,13 +76,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def one(net: nets.Net, args: argparse.Namespace) -> dict[str, Any]:
     """Everything about one network."""
     rows = count(net, args.size)
-    params, images = initialise(net), pictures(args)
     for name in args.against:
         peers.require(name, args.train, args.device)
     print(net)
     print(f"{sum(row.macs for row in rows) / 1e6:.2f} million multiply-adds, {sum(row.params for row in rows):,} parameters")
     on_cpu = args.device == "cpu"
-    results = (timed if on_cpu else timed_on_device)(net, params, images, args)
+    job = job_of(net, args)
+    results = (timed if on_cpu else timed_on_device)(job, args)
     where = f"{args.threads} thread{'s' * (args.threads > 1)}" if on_cpu else args.device
     print(
         f"{'training, ' * args.train}batch {args.batch}, {args.size} x {args.size}, {where}: "
@@ -94,9 +99,9 @@ def one(net: nets.Net, args: argparse.Namespace) -> dict[str, Any]:
             f"launches"
         )
     if args.against:
-        results["against"] = [compared(name, net, params, images, args) for name in args.against]
+        results["against"] = [compared(name, job, args.rounds) for name in args.against]
     if args.profile:
-        table = profile(engine.compile(net, params, images.shape, 1).plan, images[0])
+        table = profile(engine.compile(net, job.params, job.images.shape, 1).plan, job.images[0])
         print(*profiled(table), sep="\n")
         results["profile"] = [row._asdict() for row in table]
     if args.startup:
@@ -104,12 +109,15 @@ def one(net: nets.Net, args: argparse.Namespace) -> dict[str, Any]:
     return results
 
 
-def timed(net: nets.Net, params: Params, images: Array, args: argparse.Namespace) -> dict[str, Any]:
+def job_of(net: nets.Net, args: argparse.Namespace) -> Job:
+    """What is timed: the network as it is before training, on random images."""
+    images = np.random.default_rng(0).standard_normal((args.batch, args.size, args.size, 3), dtype=np.float32)
+    return Job(net, initialise(net), images, args.threads, RECIPE if args.train else None, args.device)
+
+
+def timed(job: Job, args: argparse.Namespace) -> dict[str, Any]:
     """The times of a network, in turn with the peak of the machine."""
-    if args.train:
-        run = stepper(net, params, images, args)
-    else:
-        run = partial(engine.compile(net, params, images.shape, args.threads), images)
+    run = peers.pyshuffle(job)
     seconds(run)  # compiles, or loads what was compiled before
     calls = max(1, round(TURN / 3 / seconds(run)))
     times, peaks = [], []
@@ -117,22 +125,22 @@ def timed(net: nets.Net, params: Params, images: Array, args: argparse.Namespace
         peaks.append(peak(args.cores))
         times += [seconds(run) for _ in range(calls)]
     median, slow = np.percentile(times, (50, 90))
-    gflops = operations(net, args) / median / 1e9
+    gflops = operations(job) / median / 1e9
     return {
         "median_ms": median * 1e3, "p90_ms": slow * 1e3, "images_per_s": args.batch / median, "gflops": gflops,
         "peak_gflops": float(np.median(peaks)), "of_peak": gflops / float(np.median(peaks)),
     }  # fmt: skip
 
 
-def timed_on_device(net: nets.Net, params: Params, images: Array, args: argparse.Namespace) -> dict[str, Any]:
+def timed_on_device(job: Job, args: argparse.Namespace) -> dict[str, Any]:
     """The times of a network, copies of images and logits included, and what the device's own events say without these."""
     from pyshuffle.cuda.launch import Kernel, milliseconds
 
-    if args.train:
-        run = inner = stepper(net, params, images, args)
+    if job.train:
+        run = inner = peers.pyshuffle(job)
     else:
-        model = device.compiler(args.device).compile(net, params, images.shape)
-        run, inner = partial(model, images), model.program(len(images)).run
+        model = device.compiler(job.device).compile(job.net, job.params, job.images.shape)
+        run, inner = partial(model, job.images), model.program(args.batch).run
     run()  # compiles
     Kernel.launched = 0
     inner()
@@ -140,39 +148,21 @@ def timed_on_device(net: nets.Net, params: Params, images: Array, args: argparse
     median, slow = np.percentile(times, (50, 90))
     return {
         "median_ms": median * 1e3, "p90_ms": slow * 1e3, "images_per_s": args.batch / median, "launches": launches,
-        "gflops": operations(net, args) / median / 1e9, "device_ms": float(np.median(milliseconds(inner, args.rounds))),
+        "gflops": operations(job) / median / 1e9, "device_ms": float(np.median(milliseconds(inner, args.rounds))),
     }  # fmt: skip
 
 
-def operations(net: nets.Net, args: argparse.Namespace) -> int:
+def operations(job: Job) -> int:
     """Floating-point operations of a call; the gradients by x and by w take about as many multiply-adds as the forward pass, each."""
-    return (3 if args.train else 1) * 2 * sum(row.macs for row in count(net, args.size, args.batch))
+    return (3 if job.train else 1) * 2 * sum(row.macs for row in count(job.net, job.images.shape[1], len(job.images)))
 
 
-def stepper(net: nets.Net, params: Params, images: Array, args: argparse.Namespace) -> Callable[[], Any]:
-    """A step of training: forward, backward, and descent."""
-    import numba
-
-    try:
-        numba.set_num_threads(args.threads)
-    except ValueError as error:
-        raise ShapeError(f"threads={args.threads}: {error}") from None
-    trainer, job = device.trainer(args.device)(net, params), Job(net, params, images, args.threads, RECIPE)
-
-    def step() -> None:
-        trainer.step(images, job.labels, RECIPE.rate)
-        trainer.wait()
-
-    return step
-
-
-def compared(name: str, net: nets.Net, params: Params, images: Array, args: argparse.Namespace) -> dict[str, Any]:
+def compared(name: str, job: Job, rounds: int) -> dict[str, Any]:
     """pyshuffle and a peer in turn. Raises PyShuffleError where it is not installed, fails, or answers otherwise."""
-    job = Job(net, params, images, args.threads, RECIPE if args.train else None, args.device)
     ours, theirs = Peer("pyshuffle", job), None
     try:
         theirs = Peer(name, job)
-        what = "losses" if args.train else "logits"
+        what = "losses" if job.train else "logits"
         away = float(np.abs(theirs.answer - ours.answer).max() / np.abs(ours.answer).max())
         if not away <= TOLERANCE:
             raise PyShuffleError(
@@ -180,7 +170,7 @@ def compared(name: str, net: nets.Net, params: Params, images: Array, args: argp
             )
         calls = [max(1, round(TURN / min(side.time(3)))) for side in (ours, theirs)]
         turns = np.array(
-            [[np.median(side.time(n)) for side, n in zip((ours, theirs), calls, strict=True)] for _ in range(args.rounds)]
+            [[np.median(side.time(n)) for side, n in zip((ours, theirs), calls, strict=True)] for _ in range(rounds)]
         )
         own_memory, memory = ours.memory() / 1e6, theirs.memory() / 1e6
     finally:
@@ -218,10 +208,9 @@ def profiled(table: list[Row]) -> Iterator[str]:
 
 def startup(net: nets.Net, args: argparse.Namespace) -> dict[str, Any]:
     """What the first calls cost: in new processes, without anything compiled and with."""
-    settings = {name: value for name, value in nets.describe(net).items() if name != "arch"}
     script = (
         "import time, numpy as np; from pyshuffle import engine, nets; from pyshuffle.init import initialise; "
-        f"net = nets.build({net.arch!r}, **{settings!r}); params = initialise(net); "
+        f"net = nets.build(**{nets.describe(net)!r}); params = initialise(net); "
         f"x = np.zeros((1, {args.size}, {args.size}, 3), np.float32); began = time.perf_counter(); "
         f"engine.compile(net, params, x.shape, {args.threads})(x); print(time.perf_counter() - began)"
     )
@@ -259,7 +248,7 @@ def sweep(args: argparse.Namespace) -> list[dict[str, Any]]:
     for label, net in every_net():
         rows = count(net, args.size)
         macs, held = sum(row.macs for row in rows), sum(row.params for row in rows)
-        result = timed(net, initialise(net), pictures(args), args)
+        result = timed(job_of(net, args), args)
         print(
             f"{label:<34} {macs / 1e6:8.1f} {held:11,} {result['median_ms']:8.2f} {result['images_per_s']:9.1f} "
             f"{result['gflops']:8.1f} {result['of_peak']:8.0%}",
@@ -281,27 +270,18 @@ def every_net() -> Iterator[tuple[str, nets.Net]]:
                 yield label, net
 
 
-def pictures(args: argparse.Namespace) -> Array:
-    shape = (args.batch, args.size, args.size, 3)
-    return np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
-
-
-def names(text: str) -> list[str]:
-    return text.split(",")
-
-
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = cli.Parser(prog="python bench.py", description="Time a network.")
     cli.add_net_options(parser)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     parser.add_argument("--size", type=int, default=224, help="side of the images in pixels (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=1, help="images at once (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=cores, help="(default: %(default)s, all cores)")
+    parser.add_argument("--threads", type=int, default=default_threads(), help="(default: %(default)s)")
     device.add_option(parser)
     parser.add_argument("--rounds", type=int, default=15, help="turns of each side (default: %(default)s)")
     parser.add_argument(
         "--against",
-        type=names,
+        type=lambda text: text.split(","),
         default=[],
         metavar="PEERS",
         help="compare with some of onnxruntime,openvino,ncnn,torch; on cuda with torch",

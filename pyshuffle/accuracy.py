@@ -14,6 +14,7 @@ from PIL import Image
 
 from . import classify, cli, data, device, image
 from .errors import DataError, ImageError
+from .settings import OPTIONS
 
 BATCH = 50  # images at once
 AMONG = 5  # guesses of which one may be right
@@ -28,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
         raise DataError(f"{args.folder}: {len(folder.classes)} class folders, and the network knows {checkpoint.net.classes}")
     if not 0 < args.part <= 1:
         raise DataError(f"part={args.part} is not in (0, 1]")
-    folder = folder.select(np.flatnonzero(folder.last(args.part)))
+    folder = folder.select(folder.last(args.part))
     preprocess = classify.preprocess_of(args, checkpoint)
     shape = (BATCH, preprocess.crop, preprocess.crop, 3)
     model = device.compiler(args.device).compile(checkpoint.net, checkpoint.params, shape)
@@ -62,7 +63,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("folder", type=Path, metavar="DIR", help="holds a folder of images for each class, in their order")
     classify.add_weights_option(parser)
     parser.add_argument(
-        "--part", type=float, default=0.05, help="of each class, its last images (default: %(default)s, what train holds out)"
+        "--part",
+        type=float,
+        default=OPTIONS["hold_out"],
+        help="of each class, its last images (default: %(default)s, what train holds out)",
     )
     classify.add_preprocess_option(parser)
     device.add_option(parser)

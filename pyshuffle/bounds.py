@@ -48,7 +48,7 @@ def of_directory(content: bytes) -> int:
     try:
         (place,) = struct.unpack_from(f"{order}{'Q' if big else 'I'}", content, 8 if big else 4)
         (count,) = struct.unpack_from(f"{order}{'Q' if big else 'H'}", content, place)
-    except struct.error:  # it ends before
+    except (struct.error, OverflowError):  # it ends before
         return 0
     number = f"{order}u{8 if big else 4}"
     entry = np.dtype([("tag", f"{order}u2"), ("type", f"{order}u2"), ("count", number), ("place", number)])

@@ -175,7 +175,7 @@ def explain(
     from .explain import activation_maps, draw
     from .visualise import save
 
-    maps, _ = activation_maps(checkpoint.net, checkpoint.params, pixels)
+    maps = activation_maps(checkpoint.net, checkpoint.params, pixels)
     captions = [(guess["index"], f"{guess['probability']:.1%} {guess['label']}") for guess in top[:EXPLAINED]]
     save(out, draw(image.decode(file), preprocess, maps, captions))
 

@@ -21,8 +21,9 @@ Main = Callable[[list[str] | None], int]
 
 def run(main: Main, argv: list[str] | None = None) -> int:
     """The exit code of `main(argv)`; an error that a user can do something about is said in one line."""
-    if sys.stdout is None:  # closed by whoever started the program
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (it is open as long as the program runs)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started the program
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (it is open as long as the program runs)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is no reason to stop
     try:

@@ -16,6 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import compress
 from pathlib import Path
 from typing import IO, TypeAlias, TypeVar
 
@@ -89,7 +90,7 @@ class ImageFolder:
             raise DataError(
                 f"class {name!r}: none of its images, {count} in all, is left to train on where {fraction} are held out"
             )
-        return self.select(np.flatnonzero(~held)), self.select(np.flatnonzero(held))
+        return self.select(~held), self.select(held)
 
     def last(self, fraction: float) -> npt.NDArray[np.bool_]:
         """Which files are among the last `fraction` of their class: at least one of each."""
@@ -98,9 +99,9 @@ class ImageFolder:
         first: npt.NDArray[np.int64] = counts - np.maximum(1, np.round(fraction * counts).astype(int))
         return np.asarray(place >= first[self.labels])
 
-    def select(self, indices: npt.NDArray[np.int64]) -> "ImageFolder":
-        """The files at the given places, with all classes."""
-        return ImageFolder(self.classes, tuple(self.files[i] for i in indices), self.labels[indices])
+    def select(self, chosen: npt.NDArray[np.bool_]) -> "ImageFolder":
+        """The chosen ones of the files, with all classes."""
+        return ImageFolder(self.classes, tuple(compress(self.files, chosen)), self.labels[chosen])
 
 
 class Decoder:

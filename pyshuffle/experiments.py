@@ -40,8 +40,7 @@ class Unit(NamedTuple):
 
 def resnet(ops: Ops[T], x: T, c: int, m: int, g: int) -> T:
     """1x1, 3x3, 1x1."""
-    x = ops.conv_bn(ops.conv_bn(x, "1", "2", m), "4", "5", m, kernel=3)
-    return ops.conv_bn(x, "7", "8", c, relu=False)
+    return resnext(ops, x, c, m, g=1)
 
 
 def resnext(ops: Ops[T], x: T, c: int, m: int, g: int) -> T:
@@ -81,7 +80,7 @@ class Stack:
     def __call__(self, ops: Ops[T], x: T) -> T:
         x = ops.conv(x, "first", self.channels)
         for i in range(BLOCKS):
-            x = self.block(ops, x, f"block{i}")
+            x = self.block(ops, x, f"block{i}", self.channels)
         return ops.mean(x)
 
 
@@ -96,8 +95,7 @@ class Line(NamedTuple):
 
     def stack(self, scale: int) -> Stack:
         """The network at one of the scales 0, 1, 2."""
-        channels = self.channels[scale]
-        return Stack(partial(self.block, c=channels, scale=scale), channels)
+        return Stack(self.block, self.channels[scale])
 
 
 class Guideline(NamedTuple):
@@ -141,22 +139,22 @@ class Guideline(NamedTuple):
         )
 
 
-def two_widths(ops: Ops[T], x: T, name: str, c: int, scale: int, wide: int) -> T:
-    """c1 -> c2 -> c1, where c2 is `wide` at the smallest scale and doubles."""
-    return ops.conv(ops.conv(x, f"{name}.0", wide << scale), f"{name}.1", c)
+def two_widths(ops: Ops[T], x: T, name: str, c: int, ratio: int) -> T:
+    """c1 -> c2 -> c1, where c2 is `ratio` times c1."""
+    return ops.conv(ops.conv(x, f"{name}.0", ratio * c), f"{name}.1", c)
 
 
-def grouped(ops: Ops[T], x: T, name: str, c: int, scale: int, groups: int) -> T:
+def grouped(ops: Ops[T], x: T, name: str, c: int, groups: int) -> T:
     return ops.conv(x, name, c, groups=groups)
 
 
-def in_series(ops: Ops[T], x: T, name: str, c: int, scale: int, fragments: int) -> T:
+def in_series(ops: Ops[T], x: T, name: str, c: int, fragments: int) -> T:
     for i in range(fragments):
         x = ops.conv(x, f"{name}.{i}", c)
     return x
 
 
-def in_parallel(ops: Ops[T], x: T, name: str, c: int, scale: int, fragments: int) -> T:
+def in_parallel(ops: Ops[T], x: T, name: str, c: int, fragments: int) -> T:
     """Branches that are added up."""
     y = ops.conv(x, f"{name}.0", c)
     for i in range(1, fragments):
@@ -164,7 +162,7 @@ def in_parallel(ops: Ops[T], x: T, name: str, c: int, scale: int, fragments: int
     return y
 
 
-def bottleneck(ops: Ops[T], x: T, name: str, c: int, scale: int, relu: bool, shortcut: bool) -> T:
+def bottleneck(ops: Ops[T], x: T, name: str, c: int, relu: bool, shortcut: bool) -> T:
     """ResNet's: 1x1 to a quarter of the channels, 3x3, 1x1."""
     act = ops.relu if relu else lambda y: y
     y = act(ops.conv(act(ops.conv(x, f"{name}.0", c // 4)), f"{name}.1", c // 4, kernel=3))
@@ -185,12 +183,12 @@ GUIDELINES = {
     "G1": Guideline(
         "equal channel widths minimise memory access",
         tuple(
-            Line(name, doubled(c1), partial(two_widths, wide=c2), gpu, cpu)
-            for name, c1, c2, gpu, cpu in (
-                ("1:1", 32, 32, (1480, 723, 232), (76.2, 21.7, 5.3)),
-                ("1:2", 22, 44, (1296, 586, 206), (72.9, 20.5, 5.1)),
-                ("1:6", 13, 78, (876, 489, 189), (69.1, 17.9, 4.6)),
-                ("1:12", 9, 108, (748, 392, 163), (57.6, 15.1, 4.4)),
+            Line(f"1:{ratio}", doubled(c), partial(two_widths, ratio=ratio), gpu, cpu)
+            for ratio, c, gpu, cpu in (
+                (1, 32, (1480, 723, 232), (76.2, 21.7, 5.3)),
+                (2, 22, (1296, 586, 206), (72.9, 20.5, 5.1)),
+                (6, 13, (876, 489, 189), (69.1, 17.9, 4.6)),
+                (12, 9, (748, 392, 163), (57.6, 15.1, 4.4)),
             )
         ),
         fastest=0,

@@ -13,11 +13,11 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from .backends.reference import Reference
-from .image import Preprocess, crop
+from .image import MAX_RESIZE, Preprocess, crop
 from .nets import Net
 from .types import Array, Params
 
-SIDE = 320  # pixels of a panel, at least
+SIDE = 320  # pixels of a panel, at least, if the image may be as large
 MARGIN, FONT = 8, 16
 COLD, HOT = np.array([40, 60, 160]), np.array([255, 80, 0])  # RGB
 COVER = 0.65  # of the photograph by the hottest place
@@ -38,11 +38,11 @@ class Watched(Reference):
         return super().linear(x, name, out, bias)
 
 
-def activation_maps(net: Net, params: Params, x: Array) -> tuple[Array, Array]:
-    """x (1, H, W, 3) -> M (h, w, classes) of the last map, and the logits (classes,)."""
+def activation_maps(net: Net, params: Params, x: Array) -> Array:
+    """x (1, H, W, 3) -> M (h, w, classes) of the last map."""
     ops = Watched(params)
-    logits = net(ops, x)
-    return ops.last[0] @ ops.weight, logits[0]
+    net(ops, x)
+    return ops.last[0] @ ops.weight
 
 
 def heat(maps: Array, index: int) -> Array:
@@ -59,7 +59,7 @@ def enlarged(heat: Array, side: int) -> Array:
 
 def draw(picture: Image.Image, preprocess: Preprocess, maps: Array, guesses: Sequence[tuple[int, str]]) -> Image.Image:
     """What the network saw of a photograph; then once for each guess, a class and a caption, with the heat of the class over it."""
-    scale = -(-SIDE // preprocess.crop)
+    scale = min(-(-SIDE // preprocess.crop), MAX_RESIZE // preprocess.resize)
     seen = crop(picture, replace(preprocess, resize=scale * preprocess.resize, crop=scale * preprocess.crop, detail=0))
     font = ImageFont.load_default(FONT)
     side = seen.width

@@ -15,10 +15,11 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,9 +27,10 @@ import numpy.typing as npt
 
 from . import device
 from .backends.ops import Ops
-from .errors import PyShuffleError
+from .errors import PyShuffleError, ShapeError
 from .nets import Net
 from .ops.check import EPS
+from .stopwatch import seconds
 from .types import Array, Params
 
 STEPS = 2  # of training whose losses are compared: the second shows the gradients
@@ -62,6 +64,12 @@ class Job(NamedTuple):
 
 def pyshuffle(job: Job) -> Callable[[], Array]:
     if job.train:
+        import numba
+
+        try:
+            numba.set_num_threads(job.threads)
+        except ValueError as error:
+            raise ShapeError(f"threads={job.threads}: {error}") from None
         rate, _, decay, smoothing = job.train
         trainer = device.trainer(job.device)(
             job.net, {name: array.copy() for name, array in job.params.items()}, decay, smoothing
@@ -91,12 +99,12 @@ def onnxruntime(job: Job) -> Callable[[], Array]:
 def openvino(job: Job) -> Callable[[], Array]:
     import openvino
 
+    images = _channels_first(job.images)
     core = openvino.Core()
     model = core.read_model(_onnx(job))
-    model.reshape(_channels_first(job.images).shape)
+    model.reshape(images.shape)
     settings = {"INFERENCE_NUM_THREADS": job.threads, "INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
     request = core.compile_model(model, "CPU", settings).create_infer_request()
-    images = _channels_first(job.images)
     return lambda: request.infer({0: images}, share_inputs=True)[0]
 
 
@@ -128,26 +136,14 @@ def ncnn(job: Job) -> Callable[[], Array]:
     return run
 
 
-def torch(job: Job) -> Callable[[], Array]:
-    return _torch(job, channels_last=False, compiled=False)
-
-
-def torch_channels_last(job: Job) -> Callable[[], Array]:
-    return _torch(job, channels_last=True, compiled=False)
-
-
-def torch_compiled(job: Job) -> Callable[[], Array]:
-    return _torch(job, channels_last=True, compiled=True)
-
-
-def _torch(job: Job, channels_last: bool, compiled: bool) -> Callable[[], Array]:
+def torch(job: Job, channels_last: bool, compiled: bool) -> Callable[[], Array]:
     import torch
 
     torch.set_num_threads(job.threads)
     if job.device == "cuda" and not torch.cuda.is_available():
         raise RuntimeError("it finds no GPU, or is built without CUDA")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # float32 on both sides
-    ops, tensors = _torch_ops(job.params, job.train is not None)
+    ops, tensors = _torch_ops(job)
     tensors.update({name: tensor.to(job.device) for name, tensor in tensors.items()})
     images = torch.from_numpy(_channels_first(job.images))
     if channels_last:
@@ -194,18 +190,16 @@ def _torch_training(
     return run
 
 
-def _torch_ops(params: Params, train: bool) -> tuple[Ops[Any], dict[str, Any]]:
+def _torch_ops(job: Job) -> tuple[Ops[Any], dict[str, Any]]:
     """The operations, and the tensors that they use."""
     import torch
     from torch.nn import functional
 
-    def oihw(name: str) -> Any:
-        weight = params[name]
-        return torch.from_numpy(
-            np.ascontiguousarray(weight.transpose(3, 2, 0, 1) if weight.ndim == 4 else weight.transpose(2, 0, 1)[:, None])
-        )
+    from . import weights  # here, as the others do without
 
-    tensors = {name: oihw(name) if array.ndim in (3, 4) else torch.from_numpy(array.T.copy()) for name, array in params.items()}
+    train = job.train is not None
+    published = weights.published(weights.Checkpoint(job.net, job.params))
+    tensors = {name: torch.tensor(array) for name, array in published.items()}
 
     class Torch(Ops[Any]):
         """The network by PyTorch, channels first."""
@@ -260,8 +254,14 @@ def _channels_first(images: Array) -> Array:
     return np.ascontiguousarray(images.transpose(0, 3, 1, 2))
 
 
-RUNTIMES = {
-    runtime.__name__: runtime for runtime in (pyshuffle, onnxruntime, openvino, ncnn, torch, torch_channels_last, torch_compiled)
+RUNTIMES: dict[str, Callable[[Job], Callable[[], Array]]] = {
+    "pyshuffle": pyshuffle,
+    "onnxruntime": onnxruntime,
+    "openvino": openvino,
+    "ncnn": ncnn,
+    "torch": partial(torch, channels_last=False, compiled=False),
+    "torch_channels_last": partial(torch, channels_last=True, compiled=False),
+    "torch_compiled": partial(torch, channels_last=True, compiled=True),
 }
 TRAINERS = [name for name in RUNTIMES if name.startswith(("pyshuffle", "torch"))]
 
@@ -284,15 +284,18 @@ class Peer:
         self.name = name
         self.pipe, theirs = multiprocessing.Pipe()
         self.process = multiprocessing.get_context("spawn").Process(target=_serve, args=(theirs, name, job), daemon=True)
-        self.process.start()
+        main, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")  # else it would be imported there, too,
+        try:  # and what that needs: numba, before it is told of how many threads, and its memory
+            self.process.start()
+        finally:
+            sys.modules["__main__"] = main
         theirs.close()
         self.answer: Array = self._receive()
 
     def time(self, calls: int) -> list[float]:
         """The seconds of each of so many calls, one after the other."""
         self.pipe.send(calls)
-        times: list[float] = self._receive()
-        return times
+        return self._receive()
 
     def memory(self) -> int:
         """The most bytes that the process has held so far; 0 where that cannot be known."""
@@ -327,12 +330,7 @@ def _serve(pipe: Connection, name: str, job: Job) -> None:
         run = RUNTIMES[name](job)
         pipe.send(np.array([run() for _ in range(STEPS)] if job.train else run()))
         while True:
-            times = []
-            for _ in range(pipe.recv()):
-                began = time.perf_counter()
-                run()
-                times.append(time.perf_counter() - began)
-            pipe.send(times)
+            pipe.send([seconds(run) for _ in range(pipe.recv())])
     except EOFError:
         return
     except Exception as error:

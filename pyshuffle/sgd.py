@@ -61,16 +61,11 @@ class Trainer:
         total, right, seen = 0.0, 0, 0
         for images, labels in batches:
             if len(labels):
-                value, named = self.judge(images, labels)
+                value, named, _ = self.assess(self.net(self.arrays(self.params), self.given(images)), labels, 0.0)
                 total, right, seen = total + value * len(labels), right + named, seen + len(labels)
         if not seen:
             raise DataError("there is no image to measure on")
         return total / seen, right / seen
-
-    def judge(self, images: Array, labels: Labels) -> tuple[float, int]:
-        """The mean loss of a batch without smoothing, and how many images were named rightly, with the running statistics."""
-        logits = self.net(self.arrays(self.params), self.given(images))
-        return self.assess(logits, labels, 0.0)[:2]
 
     def wait(self) -> None:
         """Until all that steps have begun is done: for whoever measures how long it takes."""

@@ -2,8 +2,7 @@
 
 import re
 import sys
-from collections.abc import Iterator, Mapping
-from types import MappingProxyType
+from collections.abc import Iterator
 from typing import Any
 
 from . import cli, image, tables
@@ -11,7 +10,6 @@ from .backends.cost import Cost, Map
 from .nets import ShuffleNetV2
 
 HEADINGS = ("operation", "output", "what becomes of it")
-NOTHING: Mapping[str, tuple[int, ...]] = MappingProxyType({})
 
 
 class Sections(Cost):
@@ -24,25 +22,18 @@ class Sections(Cost):
     def begin(self, title: str) -> None:
         self.parts[title] = []
 
-    def record(
-        self,
-        op: str,
-        y: Map,
-        inputs: tuple[Map, ...],
-        name: str = "",
-        parameters: Mapping[str, tuple[int, ...]] = NOTHING,
-        macs: int = 0,
-    ) -> Map:
+    def record(self, op: str, y: Map, inputs: tuple[Map, ...], name: str = "", *rest: Any, **more: Any) -> Map:
+        super().record(op, y, inputs, name, *rest, **more)
         if name.startswith("conv5.0"):
             self.begin("Head")
-        self.parts[next(reversed(self.parts))].append((f"{op} {name}".strip(), shape(y), self.said(op, y, inputs, parameters)))
-        return super().record(op, y, inputs, name, parameters, macs)
+        kernel = self.shapes[f"{name}.weight"][0] if op == "conv" else 3
+        self.parts[next(reversed(self.parts))].append((f"{op} {name}".strip(), shape(y), self.said(op, y, inputs, kernel)))
+        return y
 
-    def said(self, op: str, y: Map, inputs: tuple[Map, ...], parameters: Mapping[str, tuple[int, ...]]) -> str:
+    def said(self, op: str, y: Map, inputs: tuple[Map, ...], kernel: int) -> str:
         """In words."""
         x, channels = inputs[0], inputs[0].shape[-1]
         stride = f", stride {y.jump // x.jump}" if y.jump > x.jump else ""
-        kernel = parameters["weight"][0] if op == "conv" else 3
         size = f"{kernel} x {kernel}"
         half = channels // 2
         return {

@@ -2,8 +2,10 @@
 
 import json
 import os
+import subprocess
 import sys
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -134,7 +136,9 @@ def test_table_8_has_the_papers_columns(bench, capsys, tmp_path, monkeypatch):
     file = tmp_path / "results.json"
     assert cli.run(bench.main, [*QUICK, "--table8", "--markdown", "--json", str(file)]) == 0
     assert capsys.readouterr().out.startswith("| level | network | MMACs |")
-    rows = json.loads(file.read_text())["table8"]
+    results = json.loads(file.read_text())
+    assert (results["threads"], "size" in results) == (1, False)
+    rows = results["table8"]
     assert [(row["level"], row["error"], row["gpu"], row["arm"]) for row in rows] == [
         (peer.level, peer.error, peer.gpu, peer.arm) for peer in peers8
     ]
@@ -173,6 +177,9 @@ def test_a_plot_is_an_image(bench, what, tmp_path, monkeypatch):
         (["--guideline", "G1", "--table8"], "go one at a time"),
         (["--json", "nowhere/results.json"], "--json nowhere/results.json: there is no such folder"),
         (["--train", "--profile"], "--train goes without --profile"),
+        (["--sweep", "--against", "torch"], "go without --against and --profile"),
+        (["--table8", "--profile"], "go without --against and --profile"),
+        (["--csv"], "--csv is for --guideline and --table8"),
         (["--train", "--threads", "1000000"], "threads=1000000"),
         (["--arch", "v3"], "there is no network 'v3'"),
     ],
@@ -200,6 +207,24 @@ def test_more_threads_than_cores_have_the_cores_peak(bench, threads, cores, monk
     assert cli.run(bench.main, [*QUICK, "--threads", str(threads)]) == 0
     assert asked == [min(threads, 2)]
     assert f"of the {100 * min(threads, 2)} that {cores} can do at best\n" in capsys.readouterr().out
+
+
+def test_a_peer_imports_nothing_of_the_program_that_compares(tmp_path):
+    """Neither its memory nor the number of threads that numba has at most would be the peer's."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import sys; print(__name__)\n"
+        "import numpy as np\n"
+        "from pyshuffle import initialise, nets\n"
+        "from pyshuffle.peers import Job, Peer\n"
+        "if __name__ == '__main__':\n"
+        "    net = nets.ShuffleNetV2(0.5, classes=10)\n"
+        "    peer = Peer('pyshuffle', Job(net, initialise(net), np.zeros((1, 32, 32, 3), np.float32), threads=1))\n"
+        "    print(peer.answer.shape, sys.modules['__main__'].__name__)\n"
+        "    peer.close()\n"
+    )
+    done = subprocess.run([sys.executable, program], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
+    assert done.stdout == "__main__\n(1, 10) __main__\n"
 
 
 def test_a_part_of_a_peer_that_is_not_installed(monkeypatch):

@@ -314,6 +314,13 @@ def test_a_full_disk(arguments):
     assert (done.returncode, done.stderr.decode()) == (2, f"audit: error: No space left on device: {where}\n")
 
 
+@pytest.mark.skipif(os.name == "nt", reason="needs a shell that closes a stream")
+def test_a_closed_stream_is_not_the_other_one():
+    shell = ["sh", "-c", 'exec "$@" 2>&-', "sh", *AUDIT, "--arch", "v3"]
+    done = subprocess.run(shell, stdout=subprocess.PIPE, cwd=ROOT)
+    assert (done.returncode, done.stdout) == (2, b"")
+
+
 def test_a_reader_that_has_read_enough():
     with subprocess.Popen(AUDIT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT) as process:
         process.stdout.close()

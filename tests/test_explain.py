@@ -18,11 +18,10 @@ NETS = [ShuffleNetV1(0.25, classes=5), ShuffleNetV2(0.5, classes=5), MobileNetV2
 def test_the_maps_add_up_to_the_logits(net):
     x = images(97, batch=1)
     params = draw_params(net, x.shape)
-    maps, logits = explain.activation_maps(net, params, x)
+    maps, logits = explain.activation_maps(net, params, x), net(Reference(params), x)[0]
     assert maps.shape == (4, 4, 5)
     bias = next((value for name, value in params.items() if value.shape == (5,)), 0)
     assert_close(maps.mean(axis=(0, 1)) + bias, logits, 1e-12)
-    assert_close(logits, net(Reference(params), x)[0], 1e-12)
 
 
 def test_heat_is_what_a_place_adds_beyond_all_classes():
@@ -43,7 +42,7 @@ def test_the_heat_of_a_cat_lies_on_the_cat():
     for left, top in ((0, 0), (300, 0), (0, 300), (300, 300)):
         picture = Image.new("RGB", (600, 600), (124, 116, 104))
         picture.paste(image.decode(CHELSEA).crop((75, 0, 375, 300)), (left, top))
-        maps, _ = explain.activation_maps(checkpoint.net, checkpoint.params, image.prepare(picture, checkpoint.preprocess))
+        maps = explain.activation_maps(checkpoint.net, checkpoint.params, image.prepare(picture, checkpoint.preprocess))
         heats = [explain.enlarged(explain.heat(maps, cat), 600) for cat in cats]
         shares.append([heat[top : top + 300, left : left + 300].sum() / heat.sum() for heat in heats])
     assert np.min(shares) > 0.25, shares
@@ -53,7 +52,7 @@ def test_the_heat_of_a_cat_lies_on_the_cat():
 def test_the_heat_of_the_cat_as_it_is_lies_in_its_box():
     """The whole photograph, of which the cat fills all but the right-hand edge."""
     checkpoint = classify.shipped()
-    maps, _ = explain.activation_maps(checkpoint.net, checkpoint.params, image.load(CHELSEA, checkpoint.preprocess))
+    maps = explain.activation_maps(checkpoint.net, checkpoint.params, image.load(CHELSEA, checkpoint.preprocess))
     for cat in (index for index, label in enumerate(checkpoint.labels) if label in CATS):
         heat = explain.enlarged(explain.heat(maps, cat), 300)
         assert heat[:, :280].sum() / heat.sum() > 0.8
@@ -79,6 +78,12 @@ def test_explain_draws_the_photograph_and_its_three_likeliest_classes(tmp_path, 
         assert (panel != photo).any()
         assert abs(np.corrcoef(panel.ravel(), photo.ravel())[0, 1]) > 0.3  # the photograph shows through
         assert caption.min() < 100  # black on white
+
+
+def test_a_picture_is_as_large_as_an_image_may_be():
+    preprocess = image.Preprocess(resize=600, crop=300)
+    sheet = explain.draw(image.decode(CHELSEA), preprocess, np.zeros((3, 3, 2)), [(0, "cat")])
+    assert sheet.size == (2 * 300 + explain.MARGIN, 300 + 2 * explain.FONT)
 
 
 @pytest.mark.parametrize(

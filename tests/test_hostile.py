@@ -281,7 +281,9 @@ def test_a_table_of_images_in_a_jpeg_file():
     refused(content[:2] + segment + content[2:], "410,000,000 bytes of memory")
 
 
-@pytest.mark.parametrize("exif", [b"II*\0\x08\0\0\0", b"MM\0*\0\1\0\0", b"II*\0", b"II+\0\x08\0\0\0"], ids=repr)
+@pytest.mark.parametrize(
+    "exif", [b"II*\0\x08\0\0\0", b"MM\0*\0\1\0\0", b"II*\0", b"II+\0\x08\0\0\0", b"II+\0\x08\0\0\0" + 8 * b"\xff"], ids=repr
+)
 @pytest.mark.parametrize("kind", ["jpeg", "png"])
 def test_exif_data_that_end_too_early_are_passed_over(kind, exif):
     content = mutate.written(Image.new("RGB", (64, 64)), kind, {"exif": b"Exif\0\0" + exif})
