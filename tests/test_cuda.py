@@ -30,7 +30,7 @@ from pyshuffle.cuda import loss as kernels_loss
 from pyshuffle.cuda import sgd as kernels_sgd
 from pyshuffle.engine import cuda as engine
 from pyshuffle.engine.steps import IMAGE, OUTPUT, Map
-from pyshuffle.errors import DeviceError, ShapeError
+from pyshuffle.errors import DeviceError, PyShuffleError, ShapeError
 from pyshuffle.nets import ARCHS, ShuffleNetV1, ShuffleNetV2
 from pyshuffle.ops import loss
 from pyshuffle.sgd_cuda import Trainer
@@ -107,6 +107,31 @@ def test_images_and_sizes_a_model_was_not_made_for(net):
 
 
 # The whole way of an image, and of a batch ----------------------------------------------------------------------------------------
+
+
+def logits_in_another_order(ops, x):
+    return ops.shuffle(ops.linear(ops.mean(x), "fc", 6), 2)
+
+
+def logits_of_two_layers(ops, x):
+    x = ops.mean(x)
+    return ops.concat(ops.linear(x, "one", 2), ops.linear(x, "other", 3))
+
+
+def the_image_beside_a_map(ops, x):
+    return ops.linear(ops.mean(ops.conv(ops.concat(x, ops.conv(x, "conv", 20)), "next", 20)), "fc", 5)
+
+
+def test_logits_in_another_order():
+    params, images = draw_params(logits_in_another_order, (1, 32, 32, 3), np.float32), pictures(2, 32, 32, 3)
+    model = engine.compile(logits_in_another_order, params, images.shape)
+    assert_close(model(images), expected_logits(logits_in_another_order, params, images), 1e-5)
+
+
+@pytest.mark.parametrize("net", [logits_of_two_layers, the_image_beside_a_map], ids=lambda net: net.__name__)
+def test_what_no_network_does_is_refused(net):
+    with pytest.raises(PyShuffleError, match="on cuda no image is read as one with a map, and all logits come of one operation"):
+        engine.compile(net, draw_params(net, (1, 32, 32, 3), np.float32), (32, 32, 3))
 
 
 @pytest.mark.parametrize("net", ["v2"], indirect=True)

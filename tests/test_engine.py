@@ -35,7 +35,7 @@ from pyshuffle.engine.plan import Plan
 from pyshuffle.engine.program import Encoder, panels
 from pyshuffle.engine.steps import MEAN, STEM, WINDOW, multiply_adds
 from pyshuffle.engine.team import ROUNDS
-from pyshuffle.errors import ArchError, ShapeError, WeightsError
+from pyshuffle.errors import ArchError, PyShuffleError, ShapeError, WeightsError
 from pyshuffle.nets import MobileNetV1, MobileNetV2, ShuffleNetV1, ShuffleNetV2
 from pyshuffle.types import Array, Params
 
@@ -452,6 +452,15 @@ def test_a_program_ends_while_workers_wait(ending):
 
 
 @pytest.mark.compiled
+def test_a_model_is_closed_at_the_end():
+    """Which is before what was registered earlier."""
+    before = "import atexit; held = []; atexit.register(lambda: held[0](held[1]))"
+    with start(before + PROGRAM + "held += [model, x]") as process:
+        _, error = process.communicate(timeout=20)
+    assert error.decode().endswith("PyShuffleError: the model is closed: the program is ending\n")
+
+
+@pytest.mark.compiled
 @pytest.mark.skipif(os.name == "nt", reason="SIGINT cannot be sent to one process")
 def test_ctrl_c_ends_a_loop_of_calls_and_spares_the_model():
     with start(PROGRAM + FOREVER) as process:
@@ -612,10 +621,31 @@ def test_an_input_shape_that_is_none_is_refused(shape):
     assert str(shape) in str(raised.value)
 
 
-@pytest.mark.parametrize(("height", "width", "named"), [(16, 16, 16), (64, 31, 31), (31, 64, 31), (0, 64, 0)])
-def test_too_small_an_image_is_refused(height, width, named):
-    with pytest.raises(ArchError, match=f"size={named} is too small: 32 to 65536 pixels are needed"):
+@pytest.mark.parametrize(
+    ("height", "width", "named"),
+    [(16, 16, "16 is too small"), (64, 31, "31 is too small"), (31, 64, "31 is too small"), (0, 64, "0 is too small"),
+     (32, 65537, "65537 is too large"), (10**9, 32, "1000000000 is too large")],
+)  # fmt: skip
+def test_an_image_of_a_size_that_cannot_be_is_refused(height, width, named):
+    with pytest.raises(ArchError, match=f"size={named}: 32 to 65536 pixels are needed"):
         compiled(SMALL, height, width)
+
+
+def test_more_threads_than_there_can_be_are_refused(monkeypatch):
+    """And those that were begun are ended."""
+    gc.collect()
+    before, begin, begun = threading.active_count(), threading.Thread.start, []
+
+    def begin_two(thread: threading.Thread) -> None:
+        if len(begun) == 2:
+            raise RuntimeError("can't start new thread")
+        begun.append(thread)
+        begin(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", begin_two)
+    with pytest.raises(PyShuffleError, match="threads=5: of so many, only 3 can be at work"):
+        compiled(SMALL, 32, 32, 5)
+    assert (len(begun), threading.active_count()) == (2, before)
 
 
 def test_the_input_shape_may_have_a_batch():

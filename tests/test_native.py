@@ -38,6 +38,17 @@ def test_a_place_that_cannot_be_written_is_one_warning(monkeypatch, tmp_path):
     assert len(warned) == 1
 
 
+def test_a_disk_that_is_full_keeps_no_part(monkeypatch, tmp_path):
+    def full(*_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.warns(UserWarning, match="cannot be kept"):
+        native._write("engine.o", b"code")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_another_processor_has_other_code(monkeypatch):
     here = native._file("engine")
     native._file.cache_clear()

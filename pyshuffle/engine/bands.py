@@ -19,7 +19,8 @@ LIGHT = 1 << 17  # bytes of weights that stay there beside it
 
 
 def opened(steps: list[Step], machine: Machine) -> list[Step]:
-    """Where the network begins with a 3x3 convolution and a max-pool, as these do, the first three steps become one.
+    """Where the network begins with a 3x3 convolution of stride 2 and a max-pool, as a ShuffleNet does, the first three steps are
+    computed together.
 
     The map between the two is the largest of all. The bands of image and map: for the pooled rows from r to before r + POOLED, of
     the rows from 4 r - 3 and from 2 r - 1 to before 4 (r + POOLED) and 2 (r + POOLED).
@@ -35,7 +36,7 @@ def opened(steps: list[Step], machine: Machine) -> list[Step]:
 
 
 def paired(steps: list[Step], machine: Machine, threads: int) -> list[Step]:
-    """Where a large map goes from a convolution to the depthwise step behind it and nowhere else, the two become one.
+    """Where a large map goes from a convolution to the depthwise step behind it and nowhere else, the two are computed together.
 
     The bands of the map: for the rows from r to before r + band of the depthwise step, whose stride is s, of the rows from s r - 1 to
     before s (r + band - 1) + 2. What the next band needs of them is moved, not computed again. The weights of the convolution are

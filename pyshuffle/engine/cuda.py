@@ -17,7 +17,7 @@ import numpy as np
 
 from ..cuda import conv, depthwise, pool
 from ..cuda.launch import LARGEST, Tensor, blocks_for, copy, fetch, upload
-from ..errors import ShapeError
+from ..errors import PyShuffleError, ShapeError
 from ..nets import Net, check_size
 from ..types import Array, Params
 from .layout import Buffer, place
@@ -40,6 +40,9 @@ class DevicePlan(Plan):
                 before.layout.join(after.layout)
         for step in self.steps:
             step.target.layout.halo = 0  # the kernels look where a map ends
+        image, logits = self.steps[0].target, self.steps[-1].source
+        if len(image.layout.buffers) > 1 or len(logits.buffers) > 1:
+            raise PyShuffleError("on cuda no image is read as one with a map, and all logits come of one operation")
         self.arena = place(self.steps, meetings=set(), threads=1)
 
 
@@ -76,7 +79,8 @@ class Model:
             program = self.program(len(x))
             copy(np.ascontiguousarray(x), program.image)
             program.run()
-            return fetch(program.logits).reshape(len(x), self.plan.classes)
+            logits = fetch(program.logits).reshape(len(x), -1)
+        return logits[:, [channel for _, channel in self.plan.steps[-1].source.places]]
 
     def program(self, images: int) -> Program:
         """Raises ShapeError where the maps of so many images are more than an int32 can point into."""
@@ -146,9 +150,12 @@ def tensor(array: Array) -> Tensor:
 
 
 def compile(net: Net, params: Params, input_shape: Sequence[int]) -> Model:
-    """The network with these parameters as a `Model`, as engine.compile. Raises ShapeError, ArchError, WeightsError."""
+    """The network with these parameters as a `Model`, as engine.compile. Raises ShapeError, ArchError, WeightsError;
+    PyShuffleError for what no network here does: an image that is read as one with a map, or logits that are parts of several maps.
+    """
     *_, height, width, channels = (0, 0, 0, *input_shape)
     if len(input_shape) not in (3, 4) or channels != 3:
         raise ShapeError(f"input_shape={tuple(input_shape)}: (N, H, W, 3) or (H, W, 3) is needed")
-    check_size(min(height, width))
+    for size in (height, width):
+        check_size(size)
     return Model(DevicePlan(net, params, height, width))

@@ -69,7 +69,7 @@ class Emitter:
         return self.build.select(self.build.fcmp_ordered("<", high, x), high, x)
 
     def smaller(self, a: ir.Value, b: ir.Value) -> ir.Value:
-        """min(a, b) of whole numbers."""
+        """min(a, b) of whole numbers from 0 on."""
         return self.build.select(self.build.icmp_unsigned("<", a, b), a, b)
 
     def prefetch(self, address: ir.Value) -> None:

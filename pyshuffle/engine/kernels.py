@@ -5,13 +5,15 @@ one needs what another computed. Every number is computed whole by one thread (a
 itself), and in an order that does not depend on which one that is or on how many there are: so results are the same bits for any
 number of threads, and for any batch. Images of a batch are shared out whole while there are enough of them; the rest are worked on
 together, by another program: of maps with many rows, each thread has a place for its own in its own arena.
+
+Ranges go from `first` to before `last`.
 """
 
 import numpy as np
 from numba import types
 
+from . import layout, team
 from . import program as at
-from . import team
 from .intrinsics import average_tile, dense_tile, maximum_tile, window_tile
 from .jit import array, kernel
 from .machine import FLOAT, machine
@@ -19,7 +21,7 @@ from .steps import DENSE, MAXIMUM, MEAN, OUTPUT, STEM, WINDOW
 from .threads import announce, await_call, exchange, look, meet
 
 ZERO = np.float32(0)
-SOLE, ONE = np.int64(0), np.int64(1)  # the first thread of one; typed, since for literal numbers all is compiled once more
+NIL, ONE = np.int64(0), np.int64(1)  # typed, since for literal numbers all is compiled once more
 ALONE, TOGETHER = np.int64(team.ALONE), np.int64(team.TOGETHER)
 NO_SHORTCUT = np.int64(0)  # an address
 INFINITY = np.int32(0x7F800000)  # as bits; above it is what is not a number
@@ -27,10 +29,7 @@ MAGNITUDE = np.int32(0x7FFFFFFF)  # all bits but the sign
 RUN = machine().run
 
 
-@kernel
-def part_of(count, thread, threads):
-    """A thread's part of so many: first and last."""
-    return count * thread // threads, count * (thread + 1) // threads
+part_of, reach = kernel(layout.part_of), kernel(layout.reach)
 
 
 @kernel
@@ -139,10 +138,9 @@ def clear_halo(step, target, thread, threads):
 
 
 @kernel
-def reach(step, first, last):
+def read_of(step, first, last):
     """The rows of what a step reads that it needs for its rows first to last."""
-    stride, margin = step[at.STRIDE], step[at.MARGIN]
-    return max(stride * first - margin, 0), min(stride * (last - 1) + margin + 1, step[at.SOURCE_HEIGHT])
+    return reach(step[at.STRIDE], step[at.MARGIN], step[at.SOURCE_HEIGHT], first, last)
 
 
 @kernel
@@ -212,10 +210,10 @@ def run_stem(steps, pieces, tables, weights, arenas, image, thread, threads):
 def run_step(step, pieces, tables, weights, arenas, logits, thread, threads):
     """A thread's share of a step."""
     kind, rows, target = step[at.KIND], step[at.PIXELS] // step[at.WIDTH], target_origin(step, arenas, thread, threads)
-    fetch(step, pieces, arenas, thread, threads, *reach(step, *part_of(rows, thread, threads)))
+    fetch(step, pieces, arenas, thread, threads, *read_of(step, *part_of(rows, thread, threads)))
     clear_halo(step, target, thread, threads)
     for chunk in range(step[at.CHUNKS]):
-        begin = SOLE
+        begin = NIL
         for number in range(step[at.FIRST], step[at.LAST]):
             piece = pieces[number]
             first, last = share(step, piece[at.UNITS], begin, thread, threads)
@@ -253,8 +251,8 @@ def run_pair(conv, window, pieces, tables, weights, arenas, thread, threads):
     length = stride * (band - 1) + 3
     lines = array(mine + conv[at.TARGET] - row - conv[at.TARGET_PIXEL], ZERO, (length, row // FLOAT))  # with those of the halo
     own, last = part_of(window[at.PIXELS] // window[at.WIDTH], thread, threads)
-    done = SOLE
-    fetch(conv, pieces, arenas, thread, threads, *reach(conv, *reach(window, own, last)))
+    done = NIL
+    fetch(conv, pieces, arenas, thread, threads, *read_of(conv, *read_of(window, own, last)))
     clear_halo(window, target, thread, threads)
     for i in range(length):
         clear_line(lines[i], pixel, False)
@@ -263,7 +261,7 @@ def run_pair(conv, window, pieces, tables, weights, arenas, thread, threads):
         before = stride * begin - 1  # the row of the map that is the band's first
         shifted = mine - stride * begin * row
         first, until = max(before, done), min(stride * (end - 1) + 2, height)
-        for number in range(conv[at.FIRST], conv[at.LAST] if first < until else SOLE):
+        for number in range(conv[at.FIRST], conv[at.LAST] if first < until else NIL):
             run_dense(
                 conv, pieces[number], tables.ctypes.data, weights, source, shifted, NO_SHORTCUT, first * width, until * width
             )
@@ -295,8 +293,8 @@ def run_begin(steps, pieces, tables, weights, arenas, image, thread, threads):
 def run_program(words, number, n, arenas, thread, threads):
     """A thread's share of the n-th image, by one of the two programs: for a thread alone, or for all together."""
     program = words[team.PROGRAMS + number * team.PROGRAM :]
-    steps = array(program[team.STEPS], SOLE, (program[team.STEP_COUNT], at.STEP))
-    pieces = array(program[team.PIECES], SOLE, (program[team.PIECE_COUNT], at.PIECE))
+    steps = array(program[team.STEPS], NIL, (program[team.STEP_COUNT], at.STEP))
+    pieces = array(program[team.PIECES], NIL, (program[team.PIECE_COUNT], at.PIECE))
     tables = array(program[team.TABLES], np.uint32(0), (program[team.TABLE_SIZE],))
     weights = words[team.WEIGHTS]
     image = array(words[team.IMAGES], np.int32(0), (words[team.BATCH], steps[0, at.PIXELS] * 3))[n]  # its bits
@@ -305,7 +303,7 @@ def run_program(words, number, n, arenas, thread, threads):
     if words[team.FROM] == 0 and run_begin(steps, pieces, tables, weights, arenas, image, thread, threads):
         exchange(words, team.FAULT, 1)
     s = max(steps[0, at.SPAN], words[team.FROM])
-    while s < min(words[team.UNTIL], len(steps)):
+    while s < words[team.UNTIL]:
         if steps[s, at.MEET]:
             meet(words, threads)
         if steps[s, at.SPAN] == 1:
@@ -321,7 +319,7 @@ def run(words, thread):
     threads, rounds = words[team.THREADS], words[team.ROUNDS]
     arenas = array(words[team.ARENAS], ZERO, (threads, words[team.ARENA] // FLOAT))
     for turn in range(rounds):
-        run_program(words, ALONE, turn * threads + thread, arenas[thread : thread + 1], SOLE, ONE)
+        run_program(words, ALONE, turn * threads + thread, arenas[thread : thread + 1], NIL, ONE)
     for n in range(rounds * threads, words[team.BATCH]):
         run_program(words, TOGETHER, n, arenas, thread, threads)
     meet(words, threads)
@@ -330,9 +328,9 @@ def run(words, thread):
 @kernel
 def entry(address, worker):
     """One call, led; or, for a worker from 0 on, a share of every call until the model is closed."""
-    threads = array(address, SOLE, (team.WORKERS,))[team.THREADS]
-    words = array(address, SOLE, (team.WORKERS + threads * team.WORKER,))
-    calls = SOLE
+    threads = array(address, NIL, (team.WORKERS,))[team.THREADS]
+    words = array(address, NIL, (team.WORKERS + threads * team.WORKER,))
+    calls = NIL
     if worker < 0:
         announce(words)
     while True:

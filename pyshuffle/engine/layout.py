@@ -1,15 +1,17 @@
 """Where everything lies: columns for channels, a layout for maps that are read together, a place in the arena for each buffer.
 
-Each thread has an arena. Of the maps whose rows threads share out, each has its own rows in its own, at the same place, and copies
-those of its neighbours that a 3x3 reads; all others lie in the first thread's, for all.
+An arena is a thread's memory for maps. Of a map whose rows threads share out, each has its own rows in its own arena, at the same
+place in all, with copies of its neighbours' that a 3x3 reads; all other maps lie in the first thread's arena, for all.
 
-A buffer holds a map as (planes, H, W, columns), with a border of zeros (a halo) around it where a 3x3 reads it. Most have one plane.
+A buffer holds a map as (planes, H, W, columns), with a border of zeros (a halo) around it where a 3x3 other than a maximum reads it.
+Most have one plane.
 Buffers that one convolution reads through one table share a layout, so that a channel's offset is the same for every pixel; were each
 of them as wide as the widest, most of the memory that is fetched with a pixel would be unused, so the wide ones have several planes.
 
-A run of channels that is shorter than a vector gets a whole vector's columns. Where a longer run does not end with a whole vector,
-the last one is moved back and computes a few channels a second time, so that no vector ever writes over what is not its own. Where a
-convolution is left with half a vector's channels or fewer, that vector is a half, and costs half as much on some processors.
+A run of channels that is shorter than a vector gets a whole vector's columns. Where a longer run of a convolution does not end with a
+whole vector, and another run follows, its last vector is moved back and computes a few channels a second time, so that no vector ever
+writes over what is not its own. Where a convolution is left with half a vector's channels or fewer, that vector is a half, and costs
+half as much on some processors.
 """
 
 from __future__ import annotations
@@ -197,7 +199,7 @@ def replaces(step: Step, machine: Machine) -> bool:
 
 
 def by_rows(step: Step, machine: Machine, threads: int) -> bool:
-    """Whether each thread has its own rows of a step's output, the same for every channel: where they hold a tile at least."""
+    """Whether each thread has its own rows of a step's output, the same for every channel: ROWS_EACH at least, which hold a tile."""
     height, width = step.size
     return height >= ROWS_EACH * threads and height // threads * width >= max(machine.heights.values())
 
@@ -214,27 +216,33 @@ def divide(steps: list[Step], machine: Machine, threads: int) -> None:
             touching.setdefault(buffer.layout, []).append(together[-1])
     for layout, those in touching.items():
         if threads > 1 and all(by_rows(step, machine, threads) for step in those):
-            own = [share(layout.height, thread, threads) for thread in range(threads)]
+            own = [part_of(layout.height, thread, threads) for thread in range(threads)]
             needed = [needs(layout, steps, thread, threads) for thread in range(threads)]
             layout.above = max(begin - first for (begin, _), (first, _) in zip(own, needed, strict=True))
             layout.height = max(last - max(begin - layout.above, 0) for (begin, _), (_, last) in zip(own, needed, strict=True))
 
 
 def needs(layout: Layout, steps: list[Step], thread: int, threads: int) -> tuple[int, int]:
-    """The rows of a map that a thread writes or reads, first and last. Of a shortcut it reads those that it writes of the sum."""
-    first, last = share(layout.height, thread, threads)
+    """The rows of a map that a thread writes or reads, from the first to before the last. Of a shortcut it reads those that it
+    writes of the sum."""
+    first, last = part_of(layout.height, thread, threads)
     for together in spans(steps):
         if layout in [buffer.layout for buffer in together[0].source.buffers]:
-            begin, end = share(together[-1].size[0], thread, threads)
+            begin, end = part_of(together[-1].size[0], thread, threads)
             for step in reversed(together):
                 begin, end = step.reach(begin, end)
             first, last = min(first, begin), max(last, end)
     return first, last
 
 
-def share(rows: int, thread: int, threads: int) -> tuple[int, int]:
-    """The rows of a thread."""
-    return rows * thread // threads, rows * (thread + 1) // threads
+def part_of(count: int, thread: int, threads: int) -> tuple[int, int]:
+    """A thread's part of so many: from the first to before the last."""
+    return count * thread // threads, count * (thread + 1) // threads
+
+
+def reach(stride: int, margin: int, height: int, first: int, last: int) -> tuple[int, int]:
+    """The rows, of so many, that windows need for their rows from the first to before the last."""
+    return max(stride * first - margin, 0), min(stride * (last - 1) + margin + 1, height)
 
 
 def spans(steps: list[Step]) -> Iterator[list[Step]]:

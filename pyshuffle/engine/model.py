@@ -22,8 +22,9 @@ from .team import Team
 class Model:
     """A compiled network: `model(x) -> logits`.
 
-    x (N, H, W, 3) float32, any N, the H and W it was compiled for -> logits (N, classes), float32. Raises ShapeError for an array of
-    another shape or dtype and for one that holds a value that is not finite. Python threads that call it at once take turns.
+    x (N, H, W, 3) float32, any N from 1 on, the H and W it was compiled for -> logits (N, classes), float32. Raises ShapeError for an
+    array of another shape or dtype and for one that holds a value that is not finite, and PyShuffleError once the program is ending.
+    Python threads that call it at once take turns.
     """
 
     def __init__(self, plan: Plan, alone: Plan | None = None) -> None:
@@ -73,8 +74,8 @@ def compile(net: Net, params: Params, input_shape: Sequence[int], threads: int |
 
     It takes any number of images. With N at least the number of threads, it is faster for batches that large, and slower to compile.
     threads: how many work on a call, the caller's among them; by default as many as numba would use (NUMBA_NUM_THREADS, or all
-    cores). Raises ShapeError for another shape, images with maps of 4 GiB, or fewer than one thread, ArchError for a size too small,
-    WeightsError for parameters of another network.
+    cores). Raises ShapeError for another shape, images with maps of 4 GiB, or fewer than one thread, ArchError for a size too small
+    or too large, WeightsError for parameters of another network, PyShuffleError for more threads than there can be.
     """
     *_, images, height, width, channels = (0, 0, 0, 0, *input_shape)
     if len(input_shape) not in (3, 4) or channels != 3:
@@ -83,7 +84,8 @@ def compile(net: Net, params: Params, input_shape: Sequence[int], threads: int |
         threads = default_threads()
     if threads < 1:
         raise ShapeError(f"threads={threads}: at least 1 is needed")
-    check_size(min(height, width))
+    for size in (height, width):
+        check_size(size)
     plan = Plan(net, params, height, width, machine(), threads)
     return Model(plan, Plan(net, params, height, width, machine()) if images >= threads > 1 else None)
 

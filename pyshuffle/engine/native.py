@@ -6,6 +6,7 @@ all else that it takes to classify a photograph. So the code is kept as object f
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -130,6 +131,8 @@ def _write(name: str, code: bytes) -> None:
             part.write_bytes(code + hashlib.sha256(code).digest())
             part.replace(folder / name)
         except OSError:
+            with contextlib.suppress(OSError):
+                part.unlink()  # of a full disk
             continue
         return
     warnings.warn("compiled code cannot be kept; set NUMBA_CACHE_DIR to a writable directory", stacklevel=2)

@@ -22,7 +22,7 @@ from ..nets import Net
 from ..ops.check import EPS
 from ..types import Array, Params
 from .bands import opened, paired
-from .layout import Buffer, arrange, divide, meetings, place, spans
+from .layout import Buffer, arrange, divide, meetings, place
 from .machine import Machine
 from .steps import DENSE, IMAGE, KINDS, MAXIMUM, MEAN, OUTPUT, WINDOW, Map, Pending, Step, multiply_adds
 
@@ -143,16 +143,12 @@ class Plan(Ops[Value]):
             buffer.needed = len(self.steps)
         self.steps.append(step)
 
-    def spans(self) -> Iterator[list[Step]]:
-        """The steps, those together that are computed together."""
-        return spans(self.steps)
-
     def __str__(self) -> str:
         return "\n".join(describe(self))
 
 
 def read_together(x: Pending) -> None:
-    """Give the buffers that a step reads through one table one layout, and those that a 3x3 reads a halo."""
+    """Give the buffers that a step reads through one table one layout, and those that a 3x3 other than a maximum reads a halo."""
     for read in (x.source, x.residual) if x.kind == DENSE else ():
         for before, after in pairwise(read.buffers if read else []):
             before.layout.join(after.layout)

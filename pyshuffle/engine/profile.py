@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..types import Array
+from .layout import spans
 from .machine import FLOAT, machine
 from .plan import Plan
 from .program import aligned, encode
-from .steps import DENSE, OUTPUT, STEM, WINDOW, Step, multiply_adds
+from .steps import DENSE, IMAGE, OUTPUT, STEM, WINDOW, Step, multiply_adds
 from .team import FROM, UNTIL, Team
 
 ROUNDS = 100_000  # of the loop that measures the peak: long enough for the processor to settle, short enough to be undisturbed
@@ -39,13 +40,13 @@ class Row(NamedTuple):
 def profile(plan: Plan, image: Array, rounds: int = 20) -> list[Row]:
     """The median seconds that one thread takes for each step of a plan made for one thread, for one image (H, W, 3)."""
     images, logits = np.ascontiguousarray(image[None], np.float32), np.empty((1, plan.classes), np.float32)
-    together = list(plan.spans())
+    together = list(spans(plan.steps))
     ends = np.cumsum([len(steps) for steps in together])
-    spans = [(end - len(steps), end) for steps, end in zip(together, ends, strict=True)]
+    ranges = [(end - len(steps), end) for steps, end in zip(together, ends, strict=True)]
     team = Team(encode(plan), threads=1)
-    times = np.empty((rounds, len(spans)))
+    times = np.empty((rounds, len(ranges)))
     for part in times:
-        for n, (team.words[FROM], team.words[UNTIL]) in enumerate([(1, 0), *spans]):  # first a call that does nothing
+        for n, (team.words[FROM], team.words[UNTIL]) in enumerate([(1, 0), *ranges]):  # first a call that does nothing
             began = time.perf_counter()
             team.run(images, logits)
             took = time.perf_counter() - began
@@ -71,7 +72,7 @@ def kind(step: Step) -> str:
         return "linear" if step.source.height == step.source.width == 1 else "convolution"
     if step.kind == WINDOW:
         return "depthwise" if multiply_adds(step) else "elementwise"
-    return "data movement" if step.kind == OUTPUT else "elementwise"
+    return "data movement" if step.kind in (IMAGE, OUTPUT) else "elementwise"
 
 
 def peak(threads: int = 1) -> float:

@@ -22,12 +22,14 @@ from .machine import FLOAT, LINE, Machine
 from .plan import Plan
 from .steps import DENSE, MAXIMUM, MEAN, OUTPUT, WINDOW, Step
 
-# Units are what threads share out: rows of pixels, BY_ROWS the same ones of every piece; else, of a small map, all pieces' tiles.
-# The columns of `Program.steps`. LOW, HIGH: the bits of the floats between which results are kept.
-(KIND, FIRST, LAST, BY_ROWS, TOTAL, CHUNKS, PIXELS, WIDTH, STRIDE, LOW, HIGH) = range(11)  # its pieces, all their units, ...
+# Units are what threads share out. BY_ROWS: rows, the same ones of every piece; else, of a small map, the units of all pieces in one
+# line, which are tiles of a dense step, rows of the others.
+# The columns of `Program.steps`. Pieces are those from FIRST to before LAST and have TOTAL units; PIXELS and WIDTH are of the output;
+# LOW and HIGH are the bits of the floats between which results are kept.
+(KIND, FIRST, LAST, BY_ROWS, TOTAL, CHUNKS, PIXELS, WIDTH, STRIDE, LOW, HIGH) = range(11)
 (TARGET, TARGET_ROW, TARGET_PIXEL, HALO_PLANES, PLANE) = range(11, 16)  # the first pixel written; the planes if they have a halo
 (SPAN, BAND) = range(16, 18)  # so many steps from here on are computed together, so many rows at a time
-(SEAMS, SOURCE_HEIGHT, MARGIN) = range(18, 21)  # from LAST to SEAMS: maps of which rows that other threads have may be read, ...
+(SEAMS, SOURCE_HEIGHT, MARGIN) = range(18, 21)  # pieces from LAST to before SEAMS: `seams`; rows it reads of, and beside its own
 (TARGET_ABOVE, MEET) = range(21, 23)  # as all ABOVE: that of the layout, or -1; whether all threads meet before it
 STEP = 23
 # The columns of `Program.pieces`: those that every kind has, those of a dense step, those of the others.
@@ -112,7 +114,7 @@ class Encoder:
         i, j = np.divmod(np.arange(height * width), width)
         pixels = self.table(here.at(i * what.stride - margin, j * what.stride - margin) - here.at(-margin, -margin))
         base = min(buffer.offset for buffer in source.buffers)
-        residual = what.residual
+        residual, rows = what.residual, by_rows(step, self.machine, self.threads)
         for group in range(groups):
             places = source.places[group * inputs : (group + 1) * inputs]
             # In the order in which they lie, as neighbours share a cache line. (Not by address: that depends on the threads.)
@@ -125,7 +127,6 @@ class Encoder:
             vectors = [vector for vector in step.vectors if vector.channels[0] // outputs == group]
             for panel in panels(vectors, max(self.machine.heights)):
                 tall = self.machine.tall(len(panel), height * width)
-                rows = by_rows(step, self.machine, self.threads)
                 piece = {
                     UNITS: height if rows else -(-height * width // tall),
                     UNIT: width if rows else tall,
@@ -152,7 +153,8 @@ class Encoder:
                 yield piece
 
     def seams(self, step: Step) -> Iterator[dict[int, int]]:
-        """The rows that a step reads of those that another thread may have written."""
+        """A piece for each plane of a map in the threads' own arenas that a step reads beyond its own rows: what `fetch` copies,
+        across the seams where the rows of two threads meet."""
         if (step.what.kernel, step.what.stride, step.span) == (1, 1, 1):
             return
         for buffer in step.source.buffers:

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..ops.check import out_size
 from ..types import Array
-from .layout import Buffer, Place, Vector
+from .layout import Buffer, Place, Vector, reach
 
 KINDS = ("image", "dense", "window", "maximum", "mean", "output", "stem")
 IMAGE, DENSE, WINDOW, MAXIMUM, MEAN, OUTPUT, STEM = range(len(KINDS))
@@ -31,7 +31,7 @@ class Map:
 
 @dataclass(frozen=True, eq=False)
 class Pending:
-    """An operation that is not a step yet, as more may be folded into it: in float64, which a step's is not any more."""
+    """An operation that is not a step yet, as more may be folded into it. Its numbers are in float64, those of a step in float32."""
 
     kind: int
     name: str
@@ -97,8 +97,7 @@ class Step(NamedTuple):
 
     def reach(self, first: int, last: int) -> tuple[int, int]:
         """The rows of what it reads that it needs for its rows from the first to before the last."""
-        stride, margin = self.what.stride, self.what.kernel // 2
-        return max(stride * first - margin, 0), min(stride * (last - 1) + margin + 1, self.source.height)
+        return reach(self.what.stride, self.what.kernel // 2, self.source.height, first, last)
 
     @property
     def pixelwise(self) -> bool:

@@ -8,6 +8,7 @@ import threading
 
 import numpy as np
 
+from ..errors import PyShuffleError
 from .native import load
 from .program import Program, aligned
 
@@ -19,7 +20,7 @@ WORD = 8  # numbers in a line
     IMAGES, LOGITS, BATCH, ROUNDS,  # the call: addresses, images, and how many of them each thread computes alone
     FROM, UNTIL, FAULT,  # the steps that are run, whether an image has a fault
     WEIGHTS, ARENAS, ARENA,  # addresses, and the size of an arena
-    THREADS, TAKE_LOCK, OPEN_LOCK, LET_RUN,  # addresses of C functions
+    THREADS, TAKE_LOCK, OPEN_LOCK, LET_RUN,  # how many there are; addresses of C functions
     PROGRAMS,  # from here on those of the two programs, and then those of the workers
 ) = range(0, 19 * WORD, WORD)  # fmt: skip
 STEPS, STEP_COUNT, PIECES, PIECE_COUNT, TABLES, TABLE_SIZE, PROGRAM = range(
@@ -51,15 +52,24 @@ class Team:
         words[UNTIL], words[THREADS] = len(together.steps), threads
         words[TAKE_LOCK], words[OPEN_LOCK], words[LET_RUN] = _functions()
         words[WORKERS + LOCK :: WORKER][: threads - 1] = self.locks
-        self.workers = [
-            threading.Thread(target=self.function, args=(words.ctypes.data, worker), daemon=True) for worker in range(threads - 1)
-        ]
-        for worker in self.workers:
-            worker.start()
+        self.workers: list[threading.Thread] = []
+        try:
+            for worker in range(threads - 1):
+                thread = threading.Thread(target=self.function, args=(words.ctypes.data, worker), daemon=True)
+                thread.start()
+                self.workers.append(thread)
+        except RuntimeError as error:  # the system allows no more
+            self.close()
+            raise PyShuffleError(
+                f"threads={threads}: of so many, only {len(self.workers) + 1} can be at work ({error})"
+            ) from None
 
     def run(self, images: np.ndarray, logits: np.ndarray) -> bool:
-        """One call; whether all images are finite. The arrays are contiguous and fit the program; one caller at a time."""
+        """One call; whether all images are finite. The arrays are contiguous and fit the program; one caller at a time. Raises
+        PyShuffleError where it has been closed, as the program is ending."""
         words = self.words
+        if words[CLOSED]:
+            raise PyShuffleError("the model is closed: the program is ending")
         words[IMAGES], words[LOGITS], words[BATCH], words[FAULT] = images.ctypes.data, logits.ctypes.data, len(images), 0
         words[ROUNDS] = len(images) // self.threads if self.splits else 0
         self.function(words.ctypes.data, -1)

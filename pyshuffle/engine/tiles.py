@@ -1,9 +1,9 @@
-"""The inner loops of the engine, written in the machine's own vectors: the one file in which a reader meets the processor.
+"""The inner loops of the engine, written in the machine's own vectors.
 
 A vector register holds `lanes` floats (16 with AVX-512, 8 with AVX2, 4 with SSE or NEON), and one instruction, the fused
 multiply-add a * b + c, works on all lanes at once. A core starts two of them per cycle at best, each takes about four cycles, and
-loading an operand costs as much as multiplying it. So a fast loop keeps a rectangle of results, a *tile*, in registers: at least
-eight independent sums, and several products for every value loaded. Channels lie in the lanes (activations are channels last):
+loading an operand costs as much as multiplying it. So a fast loop keeps a rectangle of results, a *tile*, in registers: about eight
+independent sums or more, and several products for every value loaded. Channels lie in the lanes (activations are channels last):
 
                      vectors of output channels
                   w[k, 0:16]  w[k, 16:32]  ...          for every k: load one row of weights, then for every pixel
@@ -12,7 +12,8 @@ eight independent sums, and several products for every value loaded. Channels li
     ...
 
 A tile may be as large as there are registers: the sums, one row of weights and one activation. One register too many, and the
-compiler spills sums to the stack in the innermost loop; tests/test_tiles.py reads the assembly and fails if it does.
+compiler spills sums to the stack in the innermost loop; tests/test_tiles.py reads the assembly and fails if it does. The tile of
+7 pixels by 4 vectors has one too many, so that `dense` loads the last vector of weights anew for each pixel.
 
 A loop written in Python cannot say "keep these in registers", so the tiles are emitted as LLVM instructions, by the functions below:
 `dense` for every convolution that mixes channels and for the linear layer, `window` for depthwise 3x3 and average pooling, `maximum`
@@ -36,12 +37,12 @@ PEAK_SUMS = 12  # independent sums that keep any processor busy, and that fit in
     "residual residual_pixels residual_columns low high"
 )
 def dense(e: Emitter, given: Arguments, halves: int, pixels: int) -> None:
-    """out[m, n] = bias[n] + residual[m, n] + sum_k a[m, k] * w[k, n], from low to high, for some pixels m of a panel of channels n.
+    """out[m, n] = bias[n] + residual[m, n] + sum_k a[m, k] * w[k, n] for some pixels m of a panel of channels n.
 
-    a[m, k] lies at source + source_pixels[m] + offsets[k]. The table of offsets makes this one tile serve every layer: a 1x1
-    convolution lists the channels it reads, wherever split, concat and shuffle left them; a grouped one those of its group; a 3x3 one
-    its 9 C taps. Where the pixels do not fill the last tile, it is moved back and computes some of them, or of those before the
-    first, a second time: `last` is at least a tile's. A residual at address 0 is none.
+    It is kept between low and high. a[m, k] lies at source + source_pixels[m] + offsets[k]. The table of offsets makes this one
+    tile serve every layer: a 1x1 convolution lists the channels it reads, wherever split, concat and shuffle left them; a grouped
+    one those of its group; a 3x3 one its 9 C taps. Where the pixels do not fill the last tile, it is moved back and computes some
+    of them, or of those before the first, a second time: `last` is at least a tile's. A residual at address 0 is none.
 
     A panel is so many halves of vectors wide; where that is odd, of its last vector only the first half of the lanes is computed.
     """
@@ -93,10 +94,10 @@ def dense(e: Emitter, given: Arguments, halves: int, pixels: int) -> None:
 
 @tile("source source_row source_pixel weights bias target target_row target_pixel rows width low high")
 def window(e: Emitter, given: Arguments, stride: int, pixels: int) -> None:
-    """out[i, j] = bias + sum_{u, v} x[s i + u, s j + v] * w[u, v], from low to high, for one vector of channels and rows of pixels.
+    """out[i, j] = bias + sum_{u, v} x[s i + u, s j + v] * w[u, v] for one vector of channels and rows of pixels.
 
-    The nine weights stay in registers, and an input is loaded once for all the pixels of the tile in whose windows it lies. The last
-    pixels of a row are computed twice where they do not fill a tile.
+    It is kept between low and high. The nine weights stay in registers, and an input is loaded once for all the pixels of the tile
+    in whose windows it lies. The last pixels of a row are computed twice where they do not fill a tile.
     """
     w, low, high = e.vectors(given["weights"], 9), *(e.everywhere(given[bound]) for bound in ("low", "high"))
     last = e.build.sub(given["width"], I64(pixels))

@@ -121,10 +121,11 @@ def gradient(dy: Array, y: Normalised, training: bool) -> tuple[Source, Array, A
 def statistics(x: Array) -> tuple[Array, Array]:
     """x (..., C), float32 -> the batch's mean and biased variance, both (C,). Raises ShapeError."""
     require_float32(x)
-    ends = cuts(x.size // x.shape[-1])
-    moments = np.empty((len(ends) - 1, 3, x.shape[-1]))
-    _statistics(rows(x), ends, moments)
-    return merged(moments, np.diff(ends))
+    wide = widened_rows(np.asarray(x))
+    ends = cuts(len(wide))
+    moments = np.empty((len(ends) - 1, 3, wide.shape[1]))
+    _statistics(wide, ends, moments)
+    return merged(moments[..., : x.shape[-1]], np.diff(ends))
 
 
 def follow(running: tuple[Array, Array], batch: tuple[Array, Array], momentum: float, count: int) -> None:

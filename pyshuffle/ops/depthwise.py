@@ -20,7 +20,7 @@ from ..engine.machine import FLOAT, machine
 from ..errors import ShapeError
 from ..types import Array, Shaped
 from .check import check_gradient, check_map, out_size, require_float32
-from .jit import BLOCKS, helper, kernel, require_jit
+from .jit import BLOCKS, helper, kernel
 from .moments import measure
 from .panels import vector_starts
 from .reading import Map, Source, read_rows, source, widened
@@ -69,6 +69,7 @@ def read_image(x, n, height, width, begin, padded):
 
 @helper
 def filter_image(padded, weights, starts, stride, y, bias):
+    """y of a padded image, one vector of channels after the other."""
     rows, columns, channels = y.shape
     pixel = channels * FLOAT
     for v in range(len(starts)):
@@ -80,8 +81,8 @@ def filter_image(padded, weights, starts, stride, y, bias):
 
 
 @helper
-def part_image(dy_map, filters, starts, both, dx):
-    """dx of an image, with stride 2, by way of `both`: two rows of it, a pixel wider than dx where that is odd."""
+def unfilter_image(dy_map, filters, starts, both, dx):
+    """dx of an image, with stride 2. both: room for two rows of it, a pixel wider than dx where that is odd."""
     height, width, channels = dx.shape
     pixel, row = channels * FLOAT, dy_map.shape[1] * channels * FLOAT
     for i in range(len(dy_map) - 1):
@@ -102,7 +103,6 @@ def _backward(dy, x, rows, columns, filters, starts, stride, parts, dx, sums):
     pixel, bias, flat = channels * FLOAT, np.zeros(LANES, np.float32), dx.reshape(-1, channels)
     begin = 2 - stride  # of dy in its map of zeros: a border is on all sides or, with stride 2, behind
     for part in prange(len(parts)):
-        parts[part] = 0
         padded = np.zeros((stride * (rows - 1) + 3, stride * (columns - 1) + 3, channels), np.float32)
         dy_map = np.zeros((rows + 1 + begin, columns + 1 + begin, channels), np.float32)
         both = np.empty((2, 2 * columns, channels), np.float32)  # rows of dx
@@ -120,7 +120,7 @@ def _backward(dy, x, rows, columns, filters, starts, stride, parts, dx, sums):
             if stride == 1:
                 filter_image(dy_map, filters, starts, 1, dx[n], bias)
             else:
-                part_image(dy_map, filters, starts, both, dx[n])
+                unfilter_image(dy_map, filters, starts, both, dx[n])
             if len(sums):
                 covary(x, n * height * width, (n + 1) * height * width, flat, sums[part])
 
@@ -142,7 +142,6 @@ def measured(x: Map, w: Array, stride: int = 1, wanted: bool = True) -> tuple[Ar
     """y as `forward` has it and, if wanted, its moments in parts, with the rows in each. Raises ShapeError."""
     shape = check(x, w, stride)
     require_float32(x, w)
-    require_jit()
     channels, filters, starts = shape[3], *by_vector(w)
     y = np.empty((*shape[:3], max(channels, LANES)), np.float32)
     moments = np.empty((len(x), 3, y.shape[3]) if wanted else (0, 0, 0))
@@ -154,9 +153,8 @@ def backpropagated(dy: Source, x: Map, w: Array, stride: int = 1) -> tuple[Array
     """dx and dw as `backward` has them. Raises ShapeError."""
     shape = check(x, w, stride)
     require_float32(x, w)
-    require_jit()
     channels, filters, starts = shape[3], *by_vector(w[::-1, ::-1] if stride == 1 else w)
-    parts = np.empty((min(BLOCKS, len(x)), len(starts), 9, LANES), np.float32)
+    parts = np.zeros((min(BLOCKS, len(x)), len(starts), 9, LANES), np.float32)
     dx = np.empty((*x.shape[:3], max(channels, LANES)), np.float32)
     given = widened(x)
     sums = begun(given, len(parts))

@@ -1,9 +1,9 @@
 """How kernels are compiled: on first use, in parallel, and cached on disk where a cache can be written.
 
 Conventions that every kernel keeps, because numba punishes the alternatives:
-- each `prange` owns the rows it writes and no sum is split over threads, so results do not depend on the thread count;
-- where a sum over pixels must be split (weight gradients, statistics), it is split into parts whose number depends on the shapes
-  alone, BLOCKS at most, added up in order afterwards;
+- each round of a `prange` writes rows of its own, so results do not depend on the thread count;
+- a sum over pixels that several rounds share (weight gradients, statistics) is made in parts, whose number depends on the shapes
+  alone, and the parts are added up in order afterwards;
 - an array is sliced before it is indexed with an offset: `x[i0 + i]` makes LLVM guard against negative indices.
 """
 
@@ -20,7 +20,7 @@ import numpy as np
 from ..engine.machine import cpu, machine
 from ..errors import PyShuffleError
 
-BLOCKS = 16  # parts of a sum over pixels, whatever the number of threads
+BLOCKS = 16  # parts of a sum over pixels, at most, where neither a product's blocks nor the images are its parts
 PACKAGE = resources.files("pyshuffle")  # not always a folder: it may be part of an archive
 TILES = ("emitter.py", "intrinsics.py", "library.py", "machine.py", "tiles.py", "training_tiles.py")  # of the engine
 OPS = sorted(file.name for file in (PACKAGE / "ops").iterdir() if file.name.endswith(".py"))

@@ -26,21 +26,14 @@ def side_by_side(channels, first):
 
 @helper
 def measure(x, first, end, moments):
-    """moments (3, C) become those of rows `first` to `end` of x (P, C)."""
+    """moments (3, C) become those of rows `first` to before `end` of x (P, C), which has a vector's channels or more."""
     channels, row = x.shape[1], x.shape[1] * FLOAT
     for c in range(channels):
         moments[0, c], moments[1, c], moments[2, c] = x[first, c], 0, 0
     total, square = np.empty(channels, np.float32), np.empty(channels, np.float32)
     for begin in range(first, end, CHUNK):
         count = min(CHUNK, end - begin)
-        if channels < LANES:
-            total[:], square[:] = 0, 0
-            for p in range(begin, begin + count):
-                for c in range(channels):
-                    above = x[p, c] - x[first, c]
-                    total[c] += above
-                    square[c] += above * above
-        for c in range(0, channels if channels >= LANES else 0, MOST * LANES):
+        for c in range(0, channels, MOST * LANES):
             vectors, last = side_by_side(channels, c)
             data, near = x.ctypes.data + (begin * channels + c) * FLOAT, x.ctypes.data + (first * channels + c) * FLOAT
             measure_tile(

@@ -68,6 +68,7 @@ def mean_backward_reference(dy: Array, x: Array) -> tuple[Array]:
 
 @helper
 def larger(a, b):
+    """max(a, b); NaN if either is."""
     return a if a > b or np.isnan(a) else b
 
 
@@ -154,9 +155,10 @@ def _mean(x, y):
 
 def maximum(x: Map) -> Array:
     """x (N, H, W, C), float32 -> y (N, ceil(H/2), ceil(W/2), C). Raises ShapeError."""
-    shape, given = pooled_shape(x), widened(x)
-    y = np.empty((*shape[:3], given.channels), np.float32)
+    shape = pooled_shape(x)
     require_float32(x)
+    given = widened(x)
+    y = np.empty((*shape[:3], given.channels), np.float32)
     _max(given, *x.shape[1:3], y)
     return np.ascontiguousarray(y[..., : shape[3]])
 
@@ -197,7 +199,7 @@ def mean(x: Array) -> Array:
     return y
 
 
-mean_backward = mean_backward_reference  # a broadcast: there is nothing to compute
+mean_backward = mean_backward_reference  # a division and a broadcast: nothing for a kernel
 
 
 def pooled_shape(x: Shaped) -> tuple[int, int, int, int]:

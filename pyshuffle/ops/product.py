@@ -1,8 +1,9 @@
-"""Products of matrices on the engine's register tiles: what every convolution but a depthwise one comes down to, both ways.
-    y[p, o]  = sum_k x[p, k] w[k, o]          a convolution; with w transposed, its gradient with respect to x
+"""Products of matrices on the engine's tiles (engine/tiles.py): what every convolution but a depthwise one comes down to, both ways.
+    y[p, o]  = sum_k x[p, k] w[k, o]          a convolution; with w transposed, its gradient with respect to these rows
     dw[k, o] = sum_p x[p, k] dy[p, o]         its gradient with respect to w: the same tile, with k and p in each other's place
-A row p of x is a pixel, or the window around one: a `View` says where it lies, so that neither a group nor a window is copied. What
-a block of rows needs is read once, as it lies in memory, to which it is slow to come back; the tiles then find it in the cache.
+A row p of x is a pixel, or the window around one (conv.py folds the gradient of that): a `View` says where it lies, so that neither
+a group nor a window is copied. What a block of rows needs is read once, as it lies in memory, to which it is slow to come back; the
+tiles then find it in the cache.
 
 How columns o are dealt out to tiles is in panels.py.
 """
@@ -18,14 +19,13 @@ from numba import prange
 from ..engine.intrinsics import dense_tile
 from ..engine.machine import FLOAT, machine
 from ..types import Array
-from .jit import BLOCKS, helper, kernel, require_jit
+from .jit import BLOCKS, helper, kernel
 from .moments import measure
 from .panels import LANES, MOST, TALL, Table, dx_panels, gradient_cuts, packed, panels, transpose, wide
 from .reading import NOTHING, Source, read, read_narrow, read_vectors
 from .sums import NO_SUMS, begun, covary
 
-HEIGHTS = machine().heights
-HEIGHT = np.array([HEIGHTS.get(vectors, 0) for vectors in range(MOST + 1)])
+HEIGHT = np.array([machine().heights.get(vectors, 0) for vectors in range(MOST + 1)])  # of a tile
 ROWS = 16 * TALL  # of x in a block: they stay in the near caches while all panels are computed
 PART = 384  # rows of x, at least, in a part of the sum over all of them; a part has a dw of its own, and there are at most BLOCKS
 NONE, LOW, HIGH = np.int64(0), np.float32(-np.inf), np.float32(np.inf)
@@ -41,7 +41,7 @@ class View(NamedTuple):
     blocks: int
     rows: Table  # uint32, of a block
     taps: tuple[int, ...]  # of a window
-    band: tuple[int, int, int, int, int, int]  # of a map that a block's windows look through, as `read_block` takes it
+    band: tuple[int, int, int, int, int, int]  # K (0: rows are pixels), stride, H, W, rows of y in an image, pixels a block reads
 
 
 @lru_cache(maxsize=4096)
@@ -66,7 +66,8 @@ def window_rows(shape: tuple[int, int, int], source: tuple[int, ...], size: int,
 
 @helper
 def tile(halves, rows, x, x_rows, x_columns, count, weights, bias, y, y_rows, y_columns, before):
-    """y[r] = before[r] + sum_k x[r, k] weights[k] for all of y's rows, one by one where they do not fill a tile; addresses."""
+    """y[r] = before[r] + sum_k x[r, k] weights[k] for so many rows, one by one where they do not fill a tile. Arrays are given by
+    their addresses; before 0 is none."""
     single = rows < HEIGHT[(halves + 1) // 2]
     dense_tile(
         2 * halves + single,
@@ -110,9 +111,7 @@ def _multiply(x, blocks, band, rows, size, columns, begins, table, starts, weigh
 
 
 def multiply(x: Source, view: View, w: Array, groups: int, measured: bool = False) -> tuple[Array, Array]:
-    """The rows of x times w (taps, C/G, O) -> y (P, O or LANES), and, if wanted, the moments of its blocks (B, 3, O). Raises
-    PyShuffleError without compiled code."""
-    require_jit()
+    """The rows of x times w (taps, C/G, O) -> y (P, O or LANES), and, if wanted, the moments of its blocks (B, 3, O)."""
     outputs = w.shape[2]
     w, groups = wide(w, groups)
     p = panels(view.taps, groups, w.shape[1], w.shape[2] // groups)
@@ -201,9 +200,7 @@ def backward(
     dy: Source, x: Source, view: View, w: Array, groups: int, need_dx: bool, before: Array = NOTHING
 ) -> tuple[Array | None, Array, Array]:
     """The rows of dy times w transposed -> dx (P, G taps C/G), if needed, and dw (taps, C/G, O); and the sums of dx, if its rows
-    are pixels that x normalises. before: what is added to dx, of a vector's channels or more. Raises PyShuffleError without
-    compiled code."""
-    require_jit()
+    are pixels that x normalises. before: what is added to dx, of a vector's channels or more."""
     taps, inputs, outputs = len(view.taps), w.shape[1], w.shape[2] // groups
     cut = view.taps, inputs, groups, outputs, len(view.rows)
     c = gradient_cuts(*cut)

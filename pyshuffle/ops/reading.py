@@ -33,7 +33,7 @@ LANES, NOTHING = machine().lanes, np.empty((0, 0), np.float32)
 class Source(NamedTuple):
     """Rows of channels as kernels take them: stored ones, or what has to be done to stored ones."""
 
-    kind: int
+    kind: int  # PLAIN: x; NORMALISED: z; GRADIENT: dx, of the equations above
     x: Array  # (P, C) or, of a part of its channels, (P, more)
     first: int  # of these channels
     channels: int
@@ -89,11 +89,6 @@ def unchanged(channels: int) -> Array:
     return np.array([[0], [1], [-0.0], [0], [0]], np.float32).repeat(channels, axis=1)
 
 
-def whole(x: Map) -> Array:
-    """The array that x stands for, contiguous."""
-    return np.ascontiguousarray(x)
-
-
 @helper
 def read(source, begin, out, at):
     """Rows from `begin` on, at least one, become those of out (R, C or more), from channel `at` on."""
@@ -131,7 +126,7 @@ def read_vectors(source, begin, count, vectors, first, last, target, target_row,
 
 @helper
 def read_narrow(source, begin, out, at):
-    """The same for less than a vector of channels."""
+    """As `read`, for fewer channels than a vector has."""
     constants, low = source.constants, source.low
     for r in range(len(out)):
         for c in range(source.channels):

@@ -26,7 +26,7 @@ from ..errors import ShapeError
 from ..types import Array, Shaped
 from .check import check_gradient, require_float32
 from .jit import kernel, rows
-from .reading import ROWS, Map, cuts, read, source, whole
+from .reading import ROWS, Map, cuts, read, source
 from .sums import NO_SUMS, begun, covary, leave
 
 T = TypeVar("T")
@@ -109,7 +109,7 @@ def _join(a, b, groups, order, y):  # [a | b] in the order of a shuffle -> y (P,
 
 
 @kernel
-def _part(left, right, groups, order, ends, a, b, a_map, b_map, a_sums, b_sums):
+def _unjoin(left, right, groups, order, ends, a, b, a_map, b_map, a_sums, b_sums):
     # The other way round: of [left | right], with the order of the inverse. The sums (parts, 2, C), or (0, 0, 0), are of a and b
     channels, width = left.shape[1] + right.shape[1], a.shape[1]
     n = channels // groups
@@ -151,16 +151,16 @@ def shuffle(x: Map, groups: int) -> Array:
     return y
 
 
-def shuffle_backward(dy: Array, x: Map, groups: int) -> tuple[Array, ...]:
+def shuffle_backward(dy: Array | Joined, x: Map, groups: int) -> tuple[Array, ...]:
     check_gradient(dy, x.shape)
     require_float32(dy)
-    return part(dy, groups, x)
+    return unjoin(dy, groups, x)
 
 
 def split(x: Array) -> tuple[Array, Array]:
     """x (..., C), float32 -> its two halves (..., C/2), which are not copied. Raises ShapeError."""
     require_float32(x)
-    return split_reference(whole(x))
+    return split_reference(np.ascontiguousarray(x))
 
 
 def split_backward(dleft: Array, dright: Array, x: Array) -> tuple[Joined]:
@@ -175,7 +175,7 @@ def concat(a: Map, b: Map) -> Array:
     return concat_shuffle(a, b, 1)
 
 
-def concat_backward(dy: Array, a: Map, b: Map) -> tuple[Array, ...]:
+def concat_backward(dy: Array | Joined, a: Map, b: Map) -> tuple[Array, ...]:
     return concat_shuffle_backward(dy, a, b, 1)
 
 
@@ -191,16 +191,16 @@ def concat_shuffle(a: Map, b: Map, groups: int) -> Array:
 def concat_shuffle_backward(dy: Array | Joined, a: Map, b: Map, groups: int) -> tuple[Array, ...]:
     check_gradient(dy, check_concat(a, b))
     require_float32(dy)
-    return part(dy, groups, a, b)
+    return unjoin(dy, groups, a, b)
 
 
-def part(dy: Array | Joined, groups: int, *maps: Map) -> tuple[Array, ...]:
+def unjoin(dy: Array | Joined, groups: int, *maps: Map) -> tuple[Array, ...]:
     """Undo a shuffle -> the gradients with respect to one map, or to two that were joined."""
     pixels, channels = dy.size // dy.shape[-1], dy.shape[-1]
     halves, nothing = [dy.left, dy.right] if isinstance(dy, Joined) else [dy], np.empty((pixels, 0), np.float32)
     gradients, sources, ends = [np.empty(x.shape, np.float32) for x in maps], [source(x) for x in maps], cuts(pixels)
     sums = [begun(x, len(ends) - 1) for x in sources]
-    _part(
+    _unjoin(
         *two(map(rows, halves), nothing), groups, order(channels, channels // groups), ends, *two(map(rows, gradients), nothing),
         *two(sources, sources[0]), *two(sums, NO_SUMS),
     )  # fmt: skip

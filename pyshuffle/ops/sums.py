@@ -1,7 +1,7 @@
 """The sums over all pixels that the gradient of a batch normalisation begins with, in parts (batchnorm.py).
     dbeta = sum dz [z > low]        covariance = sum dz [z > low] (x - mean)
-Whoever computes the gradient with respect to a map takes them while it is in the cache, and leaves them with the map; should
-another gradient be added to that one, they are of no use, and taken anew.
+A kernel that computes the gradient with respect to a map takes them if it can, while it is in the cache, and leaves them with the
+map. Where none has, or another gradient is added to that one, `batchnorm.gradient` takes them.
 """
 
 import numpy as np
@@ -18,7 +18,7 @@ LANES, NO_SUMS = machine().lanes, np.zeros((0, 0, 0))
 
 @helper
 def covary(x, begin, end, dz, sums):
-    """Add to sums (2, C), float64, those of rows `begin` to `end` of dz (P, C) and of what x normalises."""
+    """Add to sums (2, C), float64, those of rows `begin` to before `end` of dz (P, C) and of what x normalises."""
     constants, low, channels, row, dz_row = x.constants, x.low, x.channels, x.x.shape[1] * FLOAT, dz.shape[1] * FLOAT
     source = x.x.ctypes.data + x.first * FLOAT
     total, product = np.empty(channels, np.float32), np.empty(channels, np.float32)
