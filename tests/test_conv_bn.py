@@ -9,6 +9,7 @@ from pyshuffle import Numba, Reference
 from pyshuffle.errors import ShapeError
 from pyshuffle.ops import add, batchnorm, conv, depthwise, pool, reading, shuffle
 from pyshuffle.ops.moments import merged
+from pyshuffle.ops.panels import LANES
 from pyshuffle.ops.reading import Normalised
 
 CONV, DEPTHWISE = "conv", "depthwise"
@@ -263,7 +264,7 @@ def test_each_part_of_a_map_has_sums_of_its_own(op):
 
 @pytest.mark.parametrize("first", [0, 1])
 def test_a_gradient_of_few_channels_may_be_any_part_of_a_vector(first):
-    z, wide = normalised((2, 6, 5, 3)), np.random.default_rng(0).standard_normal((2, 6, 5, reading.LANES)).astype(np.float32)
+    z, wide = normalised((2, 6, 5, 3)), np.random.default_rng(0).standard_normal((2, 6, 5, LANES)).astype(np.float32)
     dz = wide[..., first : first + 3]
     got, expected = (batchnorm.gradient(d, z, training=True) for d in (dz, dz.copy()))
     assert_close(got[1:], expected[1:], 1e-6)
@@ -353,7 +354,7 @@ def test_what_is_read_as_it_is_keeps_the_sign_of_zero(channels):
     np.testing.assert_array_equal(y.view(np.uint32), x.reshape(y.shape).view(np.uint32))
 
 
-@pytest.mark.parametrize("channels", [3, reading.LANES, reading.LANES + 1, 69])
+@pytest.mark.parametrize("channels", [3, LANES, LANES + 1, 69])
 @pytest.mark.parametrize("kind", ["plain", "normalised", "gradient"])
 def test_rows_that_are_read_are_written_and_nothing_beside_them(kind, channels):
     """Neither rows nor channels; a vector that goes beyond the last channel would be seen."""

@@ -14,7 +14,7 @@ from ..ops.check import EPS
 from .launch import LANES, TALL, Tensor, blocks_for, kernel, parts_for
 
 EPSILON = np.float32(EPS)
-ONE, ZERO = np.float32(1), np.float32(0)
+ZERO = np.float32(0)
 
 
 @cuda.jit(device=True, inline="always")

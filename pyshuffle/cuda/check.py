@@ -108,9 +108,9 @@ def rounded(amount: int, unit: int) -> int:
 
 
 def all_kernels() -> list[Any]:
-    from . import add, batchnorm, conv, depthwise, launch, linear, loss, pool, relu, sgd, shuffle
+    from . import add, batchnorm, conv, depthwise, launch, loss, pool, relu, sgd, shuffle
 
-    modules = (conv, depthwise, shuffle, batchnorm, relu, pool, linear, add, loss, sgd, launch)
+    modules = (conv, depthwise, shuffle, batchnorm, relu, pool, add, loss, sgd, launch)
     return [value for module in modules for value in vars(module).values() if isinstance(value, launch.Kernel)]
 
 

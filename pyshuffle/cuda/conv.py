@@ -31,7 +31,8 @@ BIAS, RESIDUAL, RELU = 1, 2, 4  # what may follow the product, as bits
 
 @cuda.jit(device=True, inline="always")
 def source(i, j, tap, wide, spread, height, width):
-    """The pixel of x that a tap sees whose window begins at (i, j), or -1 for none. The spread, 1 or 2, is not divided by."""
+    """The pixel of x that a tap of a window of wide x wide pixels sees which begins at (i, j), or -1 for none. The spread, 1 or 2, is
+    not divided by."""
     h, l, odd = i + tap // wide, j + tap % wide, spread - 1
     if h < 0 or l < 0 or (h | l) & odd or h >= height * spread or l >= width * spread:
         return -1
@@ -61,9 +62,9 @@ def add_products(sums, a, b, t):
 
 
 def _multiply(name: str, windowed: bool = False, by_input: bool = False) -> Kernel:
-    """The product, for windows of any kind or, faster, for such as are a pixel, the same as that of y.
+    """The product. windowed: for windows of any kind; faster without, where a row of A is the pixel of x that lies where y's does.
 
-    by_input: weights lie side by side that have neighbouring inputs, and not outputs; threads that do read them at one go.
+    by_input: weights of neighbouring inputs lie side by side, not those of neighbouring outputs: threads side by side then take them.
     """
 
     WIDTH = PADDED if by_input else TILE
@@ -238,10 +239,10 @@ def product(
 ) -> None:  # fmt: skip
     """One launch: for every group y = A w and what is to follow.
 
-    offsets, residual_offsets: where each channel of x and of the residual lies in a pixel. view: images, rows and columns of y, rows
-    and columns of x, kernel, stride, spread. read, written, added: where x, y, the residual begin, what is from image to image, and
-    from pixel to pixel; then the channels of a group of x, and of y. weights: where w begins, and what is from tap to tap, from
-    input to input, from output to output, from group to group. limit: of a ReLU.
+    offsets, residual_offsets: how far each channel of x and of the residual lies from where its pixel begins. view: images, rows and
+    columns of y, rows and columns of x, kernel, stride, spread. read, written, added: where x, y, the residual begin, what is from
+    image to image, and from pixel to pixel; then the channels of a group of x, and of y. weights: where w begins, and what is from
+    tap to tap, from input to input, from output to output, from group to group. limit: of a ReLU.
     """
     plain = multiply if weights[3] == 1 else multiply_by_input
     grid = blocks_for(math.prod(view[:3]), TILE), blocks_for(written[3], TILE), groups

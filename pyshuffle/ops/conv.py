@@ -19,7 +19,8 @@ from ..types import Array, Shaped
 from . import product
 from .check import check_gradient, check_map, out_size, require_float32
 from .jit import rows
-from .reading import LANES, NOTHING, Map, Source, source
+from .panels import LANES
+from .reading import NOTHING, Map, Source, source
 from .sums import leave
 from .windows import fold, windows
 

@@ -22,12 +22,12 @@ from ..types import Array, Shaped
 from .check import check_gradient, check_map, out_size, require_float32
 from .jit import BLOCKS, helper, kernel
 from .moments import measure
-from .panels import vector_starts
+from .panels import LANES, vector_starts
 from .reading import Map, Source, read_rows, source, widened
 from .sums import begun, covary, leave
 from .windows import fold, windows
 
-LANES, RUN, LOW, HIGH = machine().lanes, machine().run, np.float32(-np.inf), np.float32(np.inf)
+RUN, LOW, HIGH = machine().run, np.float32(-np.inf), np.float32(np.inf)
 
 
 def forward_reference(x: Array, w: Array, stride: int = 1) -> Array:

@@ -9,11 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ..engine.intrinsics import measure_tile
-from ..engine.machine import FLOAT, machine
+from ..engine.machine import FLOAT
 from ..types import Array
 from .jit import helper
+from .panels import LANES, MOST
 
-LANES, MOST = machine().lanes, max(machine().heights)
 CHUNK = 128  # rows whose sums may be kept in float32, before they are added up in float64
 
 

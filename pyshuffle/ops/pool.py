@@ -14,16 +14,14 @@ import numpy as np
 from numba import prange
 
 from ..engine.intrinsics import maximum_gradient_tile
-from ..engine.machine import FLOAT, machine
+from ..engine.machine import FLOAT
 from ..types import Array, Shaped
 from .check import check_gradient, check_map, out_size, require_float32
 from .jit import helper, kernel
-from .panels import vector_starts
+from .panels import LANES, vector_starts
 from .reading import Map, block, widened, widened_rows
 from .sums import begun, covary, leave
 from .windows import fold, windows
-
-LANES = machine().lanes
 
 
 def max_reference(x: Array) -> Array:

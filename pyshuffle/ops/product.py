@@ -65,14 +65,15 @@ def window_rows(shape: tuple[int, int, int], source: tuple[int, ...], size: int,
 
 
 @helper
-def tile(halves, rows, x, x_rows, x_columns, count, weights, bias, y, y_rows, y_columns, before):
+def tile(halves, rows, x, x_rows, x_columns, count, weights, y, y_rows, y_columns, before):
     """y[r] = before[r] + sum_k x[r, k] weights[k] for so many rows, one by one where they do not fill a tile. Arrays are given by
     their addresses; before 0 is none."""
     single = rows < HEIGHT[(halves + 1) // 2]
     dense_tile(
         2 * halves + single,
-        (NONE, rows, x, x_rows, x_columns, count, weights, bias, y, y_rows, y_columns, before, y_rows, y_columns, LOW, HIGH),
-    )
+        (NONE, rows, x, x_rows, x_columns, count, weights, ZEROS.ctypes.data, y, y_rows, y_columns, before, y_rows, y_columns, LOW,
+         HIGH),
+    )  # fmt: skip
 
 
 @helper
@@ -91,20 +92,20 @@ def read_block(x, band, b, first, out):
 
 
 @kernel
-def _multiply(x, blocks, band, rows, size, columns, begins, table, starts, weights, bias, places, y, moments):
+def _multiply(x, blocks, band, x_rows, size, x_columns, begins, table, y_columns, weights, y_rows, y, moments):
     # y (size, O), moments (blocks, 3, O) or (0, 0, 0)
     for b in prange(blocks):
-        first = b * len(rows)
-        last = min(first + len(rows), size)
+        first = b * len(x_rows)
+        last = min(first + len(x_rows), size)
         values = np.empty((band[5], x.channels), np.float32)
         read_block(x, band, b, first, values[: last - first] if band[0] == 0 else values)
         for panel in range(len(table)):
             halves, vector, _, source, at = table[panel]
             begin, end = begins[panel], begins[panel + 1]
             tile(
-                halves, last - first, np.int64(values.ctypes.data) + source, rows.ctypes.data, columns.ctypes.data + begin * 4,
-                end - begin, weights.ctypes.data + at * FLOAT, bias.ctypes.data, y.ctypes.data + first * y.shape[1] * FLOAT,
-                places.ctypes.data, starts.ctypes.data + vector * 4, NONE,
+                halves, last - first, np.int64(values.ctypes.data) + source, x_rows.ctypes.data, x_columns.ctypes.data + begin * 4,
+                end - begin, weights.ctypes.data + at * FLOAT, y.ctypes.data + first * y.shape[1] * FLOAT, y_rows.ctypes.data,
+                y_columns.ctypes.data + vector * 4, NONE,
             )  # fmt: skip
         if len(moments):
             measure(y, first, last, moments[b])
@@ -119,7 +120,7 @@ def multiply(x: Source, view: View, w: Array, groups: int, measured: bool = Fals
     moments = np.empty((view.blocks, 3, w.shape[2]) if measured else (0, 0, 0))
     _multiply(
         x, view.blocks, view.band, view.rows, view.size, p.columns, p.begins, p.table, p.places,
-        packed(w, p, groups), ZEROS, places(len(view.rows), w.shape[2]), y, moments,
+        packed(w, p, groups), places(len(view.rows), w.shape[2]), y, moments,
     )  # fmt: skip
     return y, moments[..., :outputs]
 
@@ -132,26 +133,26 @@ def places(rows: int, columns: int) -> Table:
 
 @kernel
 def _backward(
-    dy, x, blocks, band, rows, size, first_channels, last_channels, cells, targets, stored, inputs, parts,
-    dy_rows, columns, begins, table, starts, weights, places, before, dx, sums,
+    dy, x, blocks, band, x_rows, size, first_channels, last_channels, cells, targets, stored, inputs, parts,
+    dy_rows, dy_columns, begins, table, dx_columns, weights, dx_rows, before, dx, sums,
 ):  # fmt: skip
     # parts (BLOCKS or fewer, cuts, taps C/G and some more, vectors, LANES): of dw; dx (P, columns) or (0, 0); before: what dx begins
     # with, like it, or (0, 0); sums (parts, 2, C) of dx, or (0, 0, 0)
     count, cuts, length, vectors, _ = parts.shape
     row = vectors * LANES * FLOAT
     for part in prange(count):
-        dy_values = np.zeros((cuts * len(rows), vectors * LANES), np.float32)
+        dy_values = np.zeros((cuts * len(x_rows), vectors * LANES), np.float32)
         x_values = np.empty((band[5], x.channels), np.float32)
-        before_values = np.empty((len(rows) if len(before) else 0, dx.shape[1]), np.float32)
+        before_values = np.empty((len(x_rows) if len(before) else 0, dx.shape[1]), np.float32)
         first_block = part * blocks // count
         for b in range(first_block, (part + 1) * blocks // count):
-            begin = b * len(rows)
-            here = min(len(rows), size - begin)
+            begin = b * len(x_rows)
+            here = min(len(x_rows), size - begin)
             for cut in range(cuts):
                 if dy.channels < LANES:
-                    read_narrow(dy, begin, dy_values[cut * len(rows) : cut * len(rows) + here], 0)
+                    read_narrow(dy, begin, dy_values[cut * len(x_rows) : cut * len(x_rows) + here], 0)
                 else:
-                    target = dy_values.ctypes.data + cut * len(rows) * row
+                    target = dy_values.ctypes.data + cut * len(x_rows) * row
                     read_vectors(
                         dy, begin, here, vectors, first_channels[cut], last_channels[cut], target, row, row - LANES * FLOAT
                     )
@@ -163,9 +164,9 @@ def _backward(
             for panel in range(len(table) if len(dx) else 0):
                 halves, vector, _, _, at = table[panel]
                 tile(
-                    halves, here, dy_values.ctypes.data, dy_rows.ctypes.data, columns.ctypes.data + begins[panel] * 4,
-                    begins[panel + 1] - begins[panel], weights.ctypes.data + at * FLOAT, ZEROS.ctypes.data,
-                    dx.ctypes.data + begin * dx.shape[1] * FLOAT, places.ctypes.data, starts.ctypes.data + vector * 4,
+                    halves, here, dy_values.ctypes.data, dy_rows.ctypes.data, dy_columns.ctypes.data + begins[panel] * 4,
+                    begins[panel + 1] - begins[panel], weights.ctypes.data + at * FLOAT,
+                    dx.ctypes.data + begin * dx.shape[1] * FLOAT, dx_rows.ctypes.data, dx_columns.ctypes.data + vector * 4,
                     np.int64(before_values.ctypes.data) if len(before) else NONE,
                 )  # fmt: skip
             if len(sums):
@@ -175,8 +176,8 @@ def _backward(
                 source = np.int64(x_values.ctypes.data) + g * inputs * FLOAT
                 out = np.int64(parts[part, cut].ctypes.data)
                 tile(
-                    2 * vectors, length // HEIGHT[vectors] * HEIGHT[vectors], source, cells.ctypes.data, rows.ctypes.data, here,
-                    dy_values.ctypes.data + cut * len(rows) * row, ZEROS.ctypes.data, out, targets.ctypes.data, stored.ctypes.data,
+                    2 * vectors, length // HEIGHT[vectors] * HEIGHT[vectors], source, cells.ctypes.data, x_rows.ctypes.data, here,
+                    dy_values.ctypes.data + cut * len(x_rows) * row, out, targets.ctypes.data, stored.ctypes.data,
                     NONE if b == first_block else out,
                 )  # fmt: skip
 

@@ -20,14 +20,15 @@ import numpy.typing as npt
 from numba import prange
 
 from ..engine.intrinsics import differentiate_tile, normalise_tile
-from ..engine.machine import FLOAT, machine
+from ..engine.machine import FLOAT
 from ..types import Array
 from .check import EPS
 from .jit import BLOCKS, helper, kernel, require_jit, rows
+from .panels import LANES
 
 PLAIN, NORMALISED, GRADIENT = range(3)
 ROWS = 64  # of a part of a map: they stay in the near caches
-LANES, NOTHING = machine().lanes, np.empty((0, 0), np.float32)
+NOTHING = np.empty((0, 0), np.float32)
 
 
 class Source(NamedTuple):

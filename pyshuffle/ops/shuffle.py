@@ -10,7 +10,8 @@ shuffle with g groups is the shuffle with n groups.
     concat:  y = [a | b] along the channels                                                          (V2, figure 3 (c), (d))
 Each is the gradient of the other.
 
-Cost: no multiply-add, but every value is read and written. The engine moves nothing: there a shuffle is the order of a list.
+Cost: no multiply-add, but every value is read and written; by a split only once it is read. The engine moves nothing: there a
+shuffle is the order of a list.
 """
 
 import math

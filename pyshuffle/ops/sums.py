@@ -7,13 +7,14 @@ map. Where none has, or another gradient is added to that one, `batchnorm.gradie
 import numpy as np
 
 from ..engine.intrinsics import covary_tile
-from ..engine.machine import FLOAT, machine
+from ..engine.machine import FLOAT
 from ..types import Array
 from .jit import helper
-from .moments import CHUNK, MOST, side_by_side
+from .moments import CHUNK, side_by_side
+from .panels import LANES, MOST
 from .reading import NORMALISED, Map, Normalised, Source
 
-LANES, NO_SUMS = machine().lanes, np.zeros((0, 0, 0))
+NO_SUMS = np.zeros((0, 0, 0))
 
 
 @helper
