@@ -18,11 +18,11 @@ import numpy as np
 from ..cuda import conv, depthwise, pool
 from ..cuda.launch import LARGEST, Tensor, blocks_for, copy, fetch, upload
 from ..errors import PyShuffleError, ShapeError
-from ..nets import Net, check_size
+from ..nets import Net
 from ..types import Array, Params
 from .layout import Buffer, place
 from .machine import FLOAT, Machine
-from .plan import Plan
+from .plan import Plan, size_of
 from .steps import DENSE, IMAGE, MAXIMUM, MEAN, OUTPUT, WINDOW, Map, Step
 
 NOTHING = (0, 0, 0)  # where a residual lies that there is not
@@ -69,10 +69,8 @@ class Model:
         self._lock = threading.Lock()  # calls share the arena: Python threads take turns
 
     def __call__(self, x: Array) -> Array:
-        height, width = self.plan.size
         x = np.asarray(x)
-        if x.dtype != np.float32 or x.ndim != 4 or x.shape[1:] != (height, width, 3) or not len(x):
-            raise ShapeError(f"x is {x.dtype} of shape {x.shape}: the model was compiled for float32 (N, {height}, {width}, 3)")
+        self.plan.check(x)
         if not np.isfinite(x).all():
             raise ShapeError("x holds a value that is not finite")
         with self._lock:
@@ -153,9 +151,5 @@ def compile(net: Net, params: Params, input_shape: Sequence[int]) -> Model:
     """The network with these parameters as a `Model`, as engine.compile. Raises ShapeError, ArchError, WeightsError;
     PyShuffleError for what no network here does: an image that is read as one with a map, or logits that are parts of several maps.
     """
-    *_, height, width, channels = (0, 0, 0, *input_shape)
-    if len(input_shape) not in (3, 4) or channels != 3:
-        raise ShapeError(f"input_shape={tuple(input_shape)}: (N, H, W, 3) or (H, W, 3) is needed")
-    for size in (height, width):
-        check_size(size)
+    _, height, width = size_of(input_shape)
     return Model(DevicePlan(net, params, height, width))

@@ -11,10 +11,10 @@ from dataclasses import replace
 import numpy as np
 
 from ..errors import ShapeError
-from ..nets import Net, check_size
+from ..nets import Net
 from ..types import Array, Params
 from .machine import machine
-from .plan import Plan
+from .plan import Plan, size_of
 from .program import encode
 from .team import Team
 
@@ -41,10 +41,8 @@ class Model:
         self._end = weakref.finalize(self, self.team.close)
 
     def __call__(self, x: Array) -> Array:
-        height, width = self.plan.size
         x = np.asarray(x)
-        if x.dtype != np.float32 or x.ndim != 4 or x.shape[1:] != (height, width, 3) or not len(x):
-            raise ShapeError(f"x is {x.dtype} of shape {x.shape}: the model was compiled for float32 (N, {height}, {width}, 3)")
+        self.plan.check(x)
         x = np.ascontiguousarray(x)
         logits = np.empty((len(x), self.plan.classes), np.float32)
         with self._lock:
@@ -77,15 +75,11 @@ def compile(net: Net, params: Params, input_shape: Sequence[int], threads: int |
     cores). Raises ShapeError for another shape, images with maps of 4 GiB, or fewer than one thread, ArchError for a size too small
     or too large, WeightsError for parameters of another network, PyShuffleError for more threads than there can be.
     """
-    *_, images, height, width, channels = (0, 0, 0, 0, *input_shape)
-    if len(input_shape) not in (3, 4) or channels != 3:
-        raise ShapeError(f"input_shape={tuple(input_shape)}: (N, H, W, 3) or (H, W, 3) is needed")
+    images, height, width = size_of(input_shape)
     if threads is None:
         threads = default_threads()
     if threads < 1:
         raise ShapeError(f"threads={threads}: at least 1 is needed")
-    for size in (height, width):
-        check_size(size)
     plan = Plan(net, params, height, width, machine(), threads)
     return Model(plan, Plan(net, params, height, width, machine()) if images >= threads > 1 else None)
 

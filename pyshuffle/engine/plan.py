@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from weakref import WeakKeyDictionary
@@ -18,7 +18,8 @@ import numpy as np
 
 from ..backends.cost import check_params
 from ..backends.ops import Ops
-from ..nets import Net
+from ..errors import ShapeError
+from ..nets import Net, check_size
 from ..ops.check import EPS
 from ..types import Array, Params
 from .bands import opened, paired
@@ -143,8 +144,24 @@ class Plan(Ops[Value]):
             buffer.needed = len(self.steps)
         self.steps.append(step)
 
+    def check(self, x: Array) -> None:
+        """Raises ShapeError unless x are images that the plan is for."""
+        height, width = self.size
+        if x.dtype != np.float32 or x.ndim != 4 or x.shape[1:] != (height, width, 3) or not len(x):
+            raise ShapeError(f"x is {x.dtype} of shape {x.shape}: the model was compiled for float32 (N, {height}, {width}, 3)")
+
     def __str__(self) -> str:
         return "\n".join(describe(self))
+
+
+def size_of(input_shape: Sequence[int]) -> tuple[int, int, int]:
+    """Images, height and width of an input shape, whose first may be left out. Raises ShapeError, or ArchError for a size."""
+    *_, images, height, width, channels = (0, 0, 0, 0, *input_shape)
+    if len(input_shape) not in (3, 4) or channels != 3:
+        raise ShapeError(f"input_shape={tuple(input_shape)}: (N, H, W, 3) or (H, W, 3) is needed")
+    for size in (height, width):
+        check_size(size)
+    return images, height, width
 
 
 def read_together(x: Pending) -> None:
