@@ -9,6 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from importlib import resources
 from pathlib import Path
 from typing import TextIO, TypedDict
 
@@ -21,7 +22,8 @@ from .types import Array
 from .weights import Checkpoint
 
 DEFAULT = "shufflenet_v2_x1_0_tiny_imagenet.npz"
-PACKAGE = Path(__file__).parent
+PACKAGE = resources.files(__package__)  # not always a folder: it may be part of an archive
+SOURCE_TREE = Path(__file__).parents[1]
 EXPLAINED = 3  # classes that --explain draws
 BAR = 20  # characters for a probability of 1
 EIGHTHS = " ▏▎▍▌▋▊▉█"
@@ -103,14 +105,10 @@ def preprocess_of(args: argparse.Namespace, checkpoint: Checkpoint) -> image.Pre
 
 def shipped() -> Checkpoint:
     """The checkpoint that comes with the package: installed inside of it, in a source tree beside it. Raises WeightsError."""
-    for folder in (PACKAGE / "pretrained", PACKAGE.parent / "weights"):
+    for folder in (PACKAGE / "pretrained", SOURCE_TREE / "weights"):
         if (folder / DEFAULT).is_file():
-            return weights.load(folder / DEFAULT)
-    if not PACKAGE.exists():  # it is part of an archive
-        from importlib import resources  # here, as it takes a while, which every start would have to wait
-
-        with resources.as_file(resources.files(__package__) / "pretrained" / DEFAULT) as file:
-            return weights.load(file)
+            with resources.as_file(folder / DEFAULT) as file:
+                return weights.load(file)
     raise WeightsError(f"{DEFAULT} did not come with this installation: name a checkpoint with --weights FILE")
 
 

@@ -23,7 +23,7 @@ def run(main: Main, argv: list[str] | None = None) -> int:
     """The exit code of `main(argv)`; an error that a user can do something about is said in one line."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by whoever started the program
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (it is open as long as the program runs)
+            setattr(sys, name, open(os.devnull, "w", errors="backslashreplace"))  # noqa: SIM115 (as long as the program runs)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is no reason to stop
     try:

@@ -47,7 +47,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def prepare(args: argparse.Namespace) -> Run:
-    """The run that the command line asks for, new or resumed. Raises TrainingError, DataError, ArchError or DeviceError."""
+    """The run that the command line asks for, new or resumed. Raises TrainingError, DataError, ArchError, ImageError or DeviceError."""
     of_this_call = ("labels", "start_from", "out", "resume", "save_every", "plot")
     given = {name: value for name, value in vars(args).items() if name not in of_this_call}
     if args.plot:
@@ -78,7 +78,8 @@ def check_free(out: Path) -> None:
 
 
 def settings_of(args: argparse.Namespace, options: dict[str, Any]) -> Settings:
-    """Those of a new run: what the command line says, what the folder holds, and defaults. Raises TrainingError or DataError."""
+    """Those of a new run: what the command line says, what the folder holds, and defaults. Raises TrainingError,
+    DataError, ArchError or ImageError."""
     folder = ImageFolder.scan(Path(args.data))
     labels = read_labels(args.labels, len(folder.classes)) if args.labels else folder.classes
     net = nets.describe(cli.net_from_options(args, classes=len(folder.classes)))

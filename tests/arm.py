@@ -85,7 +85,7 @@ TESTS = (
 )
 LEFT_OUT = """
     reference-float references_gradient networks_gradients units_gradients every_network_runs
-    processes_of_a_pool forked_child program_ends ctrl_c
+    processes_of_a_pool closed_at_the_end forked_child program_ends ctrl_c
     ten_thousand leave_memory
 """.split()
 ALL = dict.fromkeys(TESTS, f"not ({' or '.join(LEFT_OUT)})")  # with what pytest chooses from each

@@ -209,6 +209,7 @@ def test_more_threads_than_cores_have_the_cores_peak(bench, threads, cores, monk
     assert f"of the {100 * min(threads, 2)} that {cores} can do at best\n" in capsys.readouterr().out
 
 
+@pytest.mark.compiled
 def test_a_peer_imports_nothing_of_the_program_that_compares(tmp_path):
     """Neither its memory nor the number of threads that numba has at most would be the peer's."""
     program = tmp_path / "program.py"
@@ -223,7 +224,8 @@ def test_a_peer_imports_nothing_of_the_program_that_compares(tmp_path):
         "    print(peer.answer.shape, sys.modules['__main__'].__name__)\n"
         "    peer.close()\n"
     )
-    done = subprocess.run([sys.executable, program], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run([sys.executable, program], capture_output=True, text=True, check=True, env=environment)
     assert done.stdout == "__main__\n(1, 10) __main__\n"
 
 

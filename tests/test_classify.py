@@ -208,12 +208,11 @@ def test_weights_that_answer_with_no_number():
 
 
 def test_the_weights_that_come_with_the_package(tmp_path, monkeypatch):
-    package = tmp_path / "pyshuffle"
-    package.mkdir()
-    monkeypatch.setattr(classify, "PACKAGE", package)
+    monkeypatch.setattr(classify, "SOURCE_TREE", tmp_path)
+    monkeypatch.setattr(classify, "PACKAGE", tmp_path / "pyshuffle")
     with pytest.raises(WeightsError, match=f"{classify.DEFAULT} did not come"):
         classify.shipped()
-    for folder in (tmp_path / "weights", package / "pretrained"):  # where both are, the installed one
+    for folder in (tmp_path / "weights", tmp_path / "pyshuffle" / "pretrained"):  # where both are, the installed one
         folder.mkdir(parents=True)
         labels = tuple(f"{folder.name} {i}" for i in range(4))
         weights.save(folder / classify.DEFAULT, checkpoint(labels))
@@ -315,8 +314,9 @@ def test_a_full_disk(arguments):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs a shell that closes a stream")
-def test_a_closed_stream_is_not_the_other_one():
-    shell = ["sh", "-c", 'exec "$@" 2>&-', "sh", *AUDIT, "--arch", "v3"]
+@pytest.mark.parametrize("name", [b"v3", b"\xff"], ids=["ASCII", "what no terminal shows"])
+def test_a_closed_stream_is_not_the_other_one(name):
+    shell = ["sh", "-c", 'exec "$@" 2>&-', "sh", *AUDIT, "--arch", name]
     done = subprocess.run(shell, stdout=subprocess.PIPE, cwd=ROOT)
     assert (done.returncode, done.stdout) == (2, b"")
 

@@ -113,6 +113,13 @@ def logits_in_another_order(ops, x):
     return ops.shuffle(ops.linear(ops.mean(x), "fc", 6), 2)
 
 
+def logits_of_the_layer_before_the_last(ops, x):
+    x = ops.mean(x)
+    one, other = ops.linear(x, "one", 2), ops.linear(x, "other", 3)
+    ops.concat(one, other)
+    return one
+
+
 def logits_of_two_layers(ops, x):
     x = ops.mean(x)
     return ops.concat(ops.linear(x, "one", 2), ops.linear(x, "other", 3))
@@ -122,10 +129,12 @@ def the_image_beside_a_map(ops, x):
     return ops.linear(ops.mean(ops.conv(ops.concat(x, ops.conv(x, "conv", 20)), "next", 20)), "fc", 5)
 
 
-def test_logits_in_another_order():
-    params, images = draw_params(logits_in_another_order, (1, 32, 32, 3), np.float32), pictures(2, 32, 32, 3)
-    model = engine.compile(logits_in_another_order, params, images.shape)
-    assert_close(model(images), expected_logits(logits_in_another_order, params, images), 1e-5)
+@pytest.mark.parametrize("net", [logits_in_another_order, logits_of_the_layer_before_the_last], ids=lambda net: net.__name__)
+def test_logits_that_are_not_all_that_is_computed_last(net):
+    params, images = draw_params(net, (1, 32, 32, 3), np.float32), pictures(2, 32, 32, 3)
+    logits = engine.compile(net, params, images.shape)(images)
+    assert_close(logits, expected_logits(net, params, images), 1e-5)
+    assert logits.flags.c_contiguous
 
 
 @pytest.mark.parametrize("net", [logits_of_two_layers, the_image_beside_a_map], ids=lambda net: net.__name__)
@@ -204,10 +213,10 @@ def test_the_loss_of_more_classes_than_a_block_has_threads(classes):
     logits, labels = draw(3, classes, dtype=np.float32), np.array([1, classes - 1, 0])
     logits[:2, [1, classes - 1]] = 9.0
     value, right, dlogits = kernels_loss.run(launch.upload(logits), labels, 0.1)
-    expected, named, slope = loss.run_reference(logits.astype(np.float64), labels, 0.1)
+    expected, named, expected_dlogits = loss.run_reference(logits.astype(np.float64), labels, 0.1)
     assert right == named >= 1
     assert abs(value - expected) <= 1e-5 * expected
-    assert_close(launch.download(dlogits), slope, 1e-5)
+    assert_close(launch.download(dlogits), expected_dlogits, 1e-5)
 
 
 def test_a_velocity_of_another_shape_is_refused():

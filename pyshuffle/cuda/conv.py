@@ -169,7 +169,7 @@ def multiply_transposed(x, dy, parts, view, inputs, depth, outputs, share):
     for m0 in range(part * share, last, DEPTH):
         for e in range(LOADS):
             m = m0 + t // TILE + e * (THREADS // TILE)
-            value, slope = np.float32(0), np.float32(0)
+            value, d = np.float32(0), np.float32(0)
             if m < last:
                 p = m % (rows * columns)
                 i, j = p // columns * stride - wide // 2, p % columns * stride - wide // 2
@@ -178,9 +178,9 @@ def multiply_transposed(x, dy, parts, view, inputs, depth, outputs, share):
                     if seen >= 0:
                         value = x[((m // (rows * columns) * height * width + seen) * groups + group) * inputs + c]
                 if n < outputs:
-                    slope = dy[(m * groups + group) * outputs + n]
+                    d = dy[(m * groups + group) * outputs + n]
             a[t // TILE + e * (THREADS // TILE), t % TILE] = value
-            b[t // TILE + e * (THREADS // TILE), t % TILE] = slope
+            b[t // TILE + e * (THREADS // TILE), t % TILE] = d
         add_products(sums, a, b, t)
     for i in range(EACH):
         k = k0 + t // SIDE + i * SIDE

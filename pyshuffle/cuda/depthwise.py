@@ -129,7 +129,7 @@ def filtered(
     limit: float = math.inf,
 ) -> None:  # fmt: skip
     """One launch; the arguments are those of conv.product, but view has neither kernel nor stride, and written ends with all
-    channels. turned: whether w is turned by half a circle."""
+    channels; read has no channels, and there is no residual. turned: whether w is turned by half a circle."""
     images, rows, columns, *_ = view
     grid = images * blocks_for(rows, ROWS) * blocks_for(columns, COLUMNS), blocks_for(written[3], LANES)
     (filter_stride1 if stride == 1 else filter_stride2)(grid, x, offsets, w, bias, y, view, read, written, turned, follow, limit)

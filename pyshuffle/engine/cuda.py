@@ -64,7 +64,7 @@ class Model:
 
     def __init__(self, plan: DevicePlan) -> None:
         self.plan = plan
-        self.constants = {step.target: (tensor(step.what.weight), tensor(step.what.bias)) for step in plan.steps}
+        self.constants = {step.target: (upload(step.what.weight), upload(step.what.bias)) for step in plan.steps}
         self.programs: dict[int, Program] = {}  # by number of images, the last one
         self._lock = threading.Lock()  # calls share the arena: Python threads take turns
 
@@ -78,7 +78,7 @@ class Model:
             copy(np.ascontiguousarray(x), program.image)
             program.run()
             logits = fetch(program.logits).reshape(len(x), -1)
-        return logits[:, [channel for _, channel in self.plan.steps[-1].source.places]]
+        return logits.take([channel for _, channel in self.plan.steps[-1].source.places], axis=1)
 
     def program(self, images: int) -> Program:
         """Raises ShapeError where the maps of so many images are more than an int32 can point into."""
@@ -89,7 +89,9 @@ class Model:
             arena = Tensor((self.plan.arena // FLOAT * images,))
             steps = [step for step in self.plan.steps if step.kind not in (IMAGE, OUTPUT)]
             launches = [self.launch(step, arena, images) for step in steps]
-            image, logits = (part(arena, buffer, images) for buffer in (self.plan.steps[0].target, steps[-1].target))
+            image, logits = (
+                part(arena, buffer, images) for buffer in (self.plan.steps[0].target, self.plan.steps[-1].source.buffers[0])
+            )
             self.programs[images] = Program(arena, image, logits, launches)
         return self.programs[images]
 
@@ -141,10 +143,6 @@ def part(arena: Tensor, buffer: Buffer, images: int) -> Any:
     """The maps of a buffer that has no columns besides its channels."""
     begin, image, _ = place_of(buffer, images)
     return arena.values[begin : begin + image * images]
-
-
-def tensor(array: Array) -> Tensor:
-    return upload(array.astype(np.float32))
 
 
 def compile(net: Net, params: Params, input_shape: Sequence[int]) -> Model:

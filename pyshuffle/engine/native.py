@@ -12,10 +12,10 @@ import functools
 import hashlib
 import importlib.util
 import os
-import pkgutil
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from importlib import resources
 from pathlib import Path
 
 import llvmlite
@@ -86,7 +86,8 @@ def loaded(name: str, make: Callable[[], llvm.ModuleRef]) -> llvm.ExecutionEngin
 @functools.cache
 def _file(name: str) -> str:
     """A name for this very code: of its sources, of what compiles them, and of the processor."""
-    parts = [pkgutil.get_data(__package__, f"{source}.py") or b"" for source in SOURCES]  # it may be part of an archive
+    here = resources.files(__package__)  # not always a folder: it may be part of an archive
+    parts = [here.joinpath(f"{source}.py").read_bytes() for source in SOURCES]
     parts += [_numba(), repr((llvmlite.__version__, sys.version_info[:2], *cpu())).encode()]
     return f"{name}-{hashlib.sha256(b''.join(parts)).hexdigest()[:32]}.o"
 
@@ -94,7 +95,13 @@ def _file(name: str) -> str:
 def _numba() -> bytes:
     """What tells one version of numba from another. To import it would take too long, and to ask its metadata a fair part of that."""
     found = importlib.util.find_spec("numba")
-    return Path(found.origin).with_name("_version.py").read_bytes() if found and found.origin else b""
+    with contextlib.suppress(OSError):
+        told = Path(found.origin).with_name("_version.py").read_bytes() if found and found.origin else b""
+        if b'"version": "' in told:
+            return told
+    from importlib.metadata import version
+
+    return version("numba").encode()
 
 
 def _folders() -> Iterator[Path]:

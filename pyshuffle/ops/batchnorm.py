@@ -20,7 +20,7 @@ from numba import prange
 from ..errors import ShapeError
 from ..types import Array, Shaped
 from .check import EPS, check_gradient, require_float32
-from .jit import helper, kernel, rows
+from .jit import helper, kernel, require_jit, rows
 from .moments import measure, merged
 from .reading import GRADIENT, Normalised, Source, computed, cuts, lies_wide, widened, widened_rows
 from .sums import begun, covary
@@ -121,6 +121,7 @@ def gradient(dy: Array, y: Normalised, training: bool) -> tuple[Source, Array, A
 def statistics(x: Array) -> tuple[Array, Array]:
     """x (..., C), float32 -> the batch's mean and biased variance, both (C,). Raises ShapeError."""
     require_float32(x)
+    require_jit()
     wide = widened_rows(np.asarray(x))
     ends = cuts(len(wide))
     moments = np.empty((len(ends) - 1, 3, wide.shape[1]))
