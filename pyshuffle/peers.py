@@ -277,7 +277,7 @@ def require(name: str, train: bool, on: str) -> None:
 
 
 class Peer:
-    """A runtime at work in another process, which imports nothing of the program that starts it: so the network's class has to be in a
+    """A runtime at work in another process, which imports nothing of the program that starts it: the network's class has to be in a
     module. Raises PyShuffleError where the runtime is not installed or fails."""
 
     def __init__(self, name: str, job: Job) -> None:

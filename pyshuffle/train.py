@@ -47,7 +47,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def prepare(args: argparse.Namespace) -> Run:
-    """The run that the command line asks for, new or resumed. Raises TrainingError, DataError, ArchError, ImageError or DeviceError."""
+    """The run that the command line asks for, new or resumed. Raises TrainingError, DataError, ArchError, ImageError, DeviceError."""
     of_this_call = ("labels", "start_from", "out", "resume", "save_every", "plot")
     given = {name: value for name, value in vars(args).items() if name not in of_this_call}
     if args.plot:

@@ -89,9 +89,8 @@ class Model:
             arena = Tensor((self.plan.arena // FLOAT * images,))
             steps = [step for step in self.plan.steps if step.kind not in (IMAGE, OUTPUT)]
             launches = [self.launch(step, arena, images) for step in steps]
-            image, logits = (
-                part(arena, buffer, images) for buffer in (self.plan.steps[0].target, self.plan.steps[-1].source.buffers[0])
-            )
+            ends = self.plan.steps[0].target, self.plan.steps[-1].source.buffers[0]
+            image, logits = (part(arena, buffer, images) for buffer in ends)
             self.programs[images] = Program(arena, image, logits, launches)
         return self.programs[images]
 
