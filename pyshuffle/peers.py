@@ -285,8 +285,10 @@ class Peer:
         self.name = name
         self.pipe, theirs = multiprocessing.Pipe()
         self.process = multiprocessing.get_context("spawn").Process(target=_serve, args=(theirs, name, job), daemon=True)
-        main, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")  # else it would be imported there, too,
-        try:  # and what that needs: numba, before it is told of how many threads, and its memory
+        # A new process imports the program that begins it: numba with it, which would count as the peer's memory, and does so before
+        # it can be told of how many threads. So it is given an empty one.
+        main, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
+        try:
             self.process.start()
         finally:
             sys.modules["__main__"] = main
