@@ -30,6 +30,18 @@ def test_rows_of_a_table_have_the_same_flops(name):
         assert all(abs(net.height - SIDE) <= 3 for net in nets)
 
 
+def test_a_row_is_the_block_that_it_is_named_for():
+    """Its convolutions, sums and ReLUs; in G3 as many fragments, in parallel or in series, in G4 a bottleneck with what is named."""
+    for line in (*GUIDELINES["G3"].lines, *GUIDELINES["G4"].lines):
+        ops, fragments = Cost(), int(line.name[0]) if line.name[0].isdigit() else 0
+        line.block(ops, Map((1, 8, 8, 64)), "block", 64)
+        found = tuple(sum(row.op == op for row in ops.rows) for op in ("conv", "add", "relu"))
+        sums = fragments - 1 if "parallel" in line.name else int("shortcut" in line.name)
+        assert found == (fragments or 3, sums, 3 * ("ReLU" in line.name)), line.name
+        assert [row.output.shape[3] for row in ops.rows if row.op == "conv"] == ([64] * fragments or [16, 16, 64])
+    assert [guideline.lines[guideline.fastest].name for guideline in GUIDELINES.values()] == ["1:1", "1 group", "1 fragment", "neither"]
+
+
 @given(h=st.integers(1, 30), w=st.integers(1, 30), c1=st.integers(1, 50), c2=st.integers(1, 50), g=st.integers(1, 4))
 def test_memory_access_is_what_the_audit_counts(h, w, c1, c2, g):
     ops = Cost()
