@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     labels = labels_of(checkpoint, args.labels)
     preprocess = preprocess_of(args, checkpoint)
     compiled = functools.cache(lambda: predictor(checkpoint, preprocess.crop, args.device))  # when the first image has been read
-    answers, failures = [], 0
+    answers, failed = [], False
     files = files_of(args.images)
     if args.explain and (len(files) > 1 or files == ["-"]):
         raise ImageError("--explain draws one image, from a file")
@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
             pixels = load(file, preprocess)
         except ImageError as error:
             cli.complain(error)
-            failures += 1
+            failed = True
             continue
         top = best(compiled()(pixels), labels, args.top)
         if args.explain:
@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
             print(file, *(line(guess, sys.stdout) for guess in top), sep="\n")
     if args.json:
         print(json.dumps(answers, indent=1))
-    return 0 if not failures else 1 if answers else cli.FAILED
+    return 0 if not failed else 1 if answers else cli.FAILED
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
