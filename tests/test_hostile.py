@@ -309,6 +309,23 @@ def test_a_jpeg_file_of_several_scans_takes_more_memory():
     assert [bounds.of_pixels(Image.open(io.BytesIO(content)), content) / 64**2 for content in (once, several)] == [8, 13]
 
 
+PLAIN = Image.new("RGB", (64, 64))
+ENTRIES = tiff([(1000 + i, 4, (1 << 31) - 1, 200) for i in range(10)], bytes(60_000))  # they say that they are longer than the file
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("tiff", {"icc_profile": bytes(2_000_000)}),
+        ("png", {"exif": b"Exif\0\0" + ENTRIES}),
+        ("jpeg", {"comment": 100 * b"\xff\xda\0\2"}),
+    ],
+    ids=["a large colour profile", "entries that are cut off", "scans in a comment"],
+)
+def test_what_takes_little_memory_is_read(kind, options):
+    assert image.decode(io.BytesIO(mutate.written(PLAIN, kind, options))).size == (64, 64)
+
+
 def test_a_stream_that_does_not_end(monkeypatch):
     class Endless(io.RawIOBase):
         def read(self, size=-1):
