@@ -78,6 +78,9 @@ def test_folders_that_cannot_be_trained_on(root, tmp_path):
     Image.new("L", (40, 36)).save(root / "empty" / "only.png")
     with pytest.raises(DataError, match="'empty': none of its images, 1 in all, is left"):
         ImageFolder.scan(root).hold_out(0.2)
+    Image.new("L", (40, 36)).save(root / "empty" / "second.png")
+    train, held_out = ImageFolder.scan(root).hold_out(0.2)
+    assert [sum(path.parent.name == "empty" for path in part.files) for part in (train, held_out)] == [1, 1]
 
 
 def test_an_epoch_shows_every_image_once_in_another_order(root):
@@ -123,18 +126,21 @@ def test_measuring_prepares_images_as_classify_does(root):
 
 @pytest.mark.parametrize("least", [0.5, 0.2])
 def test_random_crops_cover_a_least_part_to_all_of_the_image(least):
-    """In an image that counts its columns and rows, the corner values tell what was cut out, and whether it was mirrored."""
+    """In an image that counts its columns and rows, the corner values tell what was cut out, and whether it was mirrored. Crops are
+    out of square by a third at most."""
     ramp = np.zeros((200, 200, 3), np.uint8)
     ramp[..., 0], ramp[..., 1] = np.arange(200), np.arange(200)[:, None]
-    areas, mirrored = [], 0
+    areas, stretches, mirrored = [], [], 0
     for seed in range(100):
         crop = np.asarray(data.random_crop(Image.fromarray(ramp), 50, np.random.default_rng(seed), least), np.int64)
         width, height = crop[25, -1, 0] - crop[25, 0, 0], crop[-1, 25, 1] - crop[0, 25, 1]
         assert height > 0
         mirrored += width < 0
         areas.append(abs(width) * height / 200**2)
+        stretches.append(abs(width) / height)
     assert 0.84 * least < min(areas) < 1.1 * least
     assert 0.85 < max(areas) <= 1
+    assert 0.7 < min(stretches) < 0.8 < 1.25 < max(stretches) < 1.4
     assert 35 < mirrored < 65
 
 
