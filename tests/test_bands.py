@@ -120,7 +120,7 @@ def test_steps_are_said_to_be_computed_together():
     assert ["features.2.conv.0.0" in line for line in lines].count(True) == 1
     assert ["with the next in bands of" in line for line in lines] == [True] * 4
     image, conv, *others = str(plan_of(ShuffleNetV2(), 224, 224)).splitlines()[1:]
-    assert image.endswith(", with the next two in bands of 14 rows")
+    assert image.endswith("0.000  with the next two in bands of 14 rows")
     assert "112 x 112 x 24" in conv
     assert not any("bands of" in line for line in others)
 

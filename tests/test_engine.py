@@ -699,6 +699,7 @@ def test_the_printed_plan_has_a_line_for_every_step(net, height, width):
     for line, step in zip(lines, plan.steps, strict=True):
         assert step.name in line.split()
         assert " x ".join(map(str, step.size)) in line
+        assert step.what.relu == ("ReLU" in line)
     assert not any(word in str(plan) for word in ("split", "concat", "shuffle", "batchnorm"))
     assert arena == f"arena of {plan.arena / 2**20:.2f} MiB a thread"
 

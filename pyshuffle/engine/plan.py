@@ -188,10 +188,11 @@ def describe(plan: Plan) -> Iterator[str]:
         height, width = step.size
         also = f" plus {where(step.what.residual)}" if step.what.residual else ""
         limit = f"{step.what.limit:g}" if step.what.limit < np.inf else ""
-        relu = f", ReLU{limit}" if step.what.relu else ""
-        together = f", with {FOLLOWING[step.span]} in bands of {step.band} rows" if step.band else ""
+        relu = f"ReLU{limit}" if step.what.relu else ""
+        together = f"with {FOLLOWING[step.span]} in bands of {step.band} rows" if step.band else ""
         yield (
             f"{number:3} {KINDS[step.kind]:<8} {step.name:<24} {f'{height} x {width} x {step.what.channels}':>14}  "
-            f"b{number:<4} {step.target.offset:>9} {multiply_adds(step) / 1e6:8.3f}  {where(step.source)}{also}{relu}{together}"
+            f"b{number:<4} {step.target.offset:>9} {multiply_adds(step) / 1e6:8.3f}  "
+            + ", ".join(filter(None, (f"{where(step.source)}{also}", relu, together)))
         )
     yield f"arena of {plan.arena / 2**20:.2f} MiB {'an image' if plan.threads == 1 else 'a thread'}"
