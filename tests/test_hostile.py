@@ -310,14 +310,14 @@ def test_a_jpeg_file_of_several_scans_takes_more_memory():
 
 
 PLAIN = Image.new("RGB", (64, 64))
-ENTRIES = tiff([(1000 + i, 4, (1 << 31) - 1, 200) for i in range(10)], bytes(60_000))  # they say that they are longer than the file
+LONG = tiff([(1000 + i, 4, (1 << 31) - 1, 200) for i in range(10)], bytes(60_000))  # longer than the file, as its entries say
 
 
 @pytest.mark.parametrize(
     ("kind", "options"),
     [
         ("tiff", {"icc_profile": bytes(2_000_000)}),
-        ("png", {"exif": b"Exif\0\0" + ENTRIES}),
+        ("png", {"exif": b"Exif\0\0" + LONG}),
         ("jpeg", {"comment": 100 * b"\xff\xda\0\2"}),
     ],
     ids=["a large colour profile", "entries that are cut off", "scans in a comment"],
