@@ -52,7 +52,7 @@ class ImageFolder:
         """Read the names in `root`/<class>/<image>. Raises DataError for a folder that cannot be trained on."""
         if not root.is_dir():
             raise DataError(f"{root}: {'is a file, not a folder' if root.exists() else 'no such folder'}")
-        folders = sorted(path for path in root.glob("[!.]*") if path.is_dir())
+        folders = sorted((path for path in root.glob("[!.]*") if path.is_dir()), key=lambda path: path.name)
         if len(folders) < 2:
             raise DataError(f"{root}: holds {len(folders)} class folders, at least 2 are needed")
         files = [image.files_in(folder) for folder in folders]

@@ -86,7 +86,8 @@ PRESETS = {"torchvision": TORCHVISION, "authors": AUTHORS}
 
 def files_in(folder: Path) -> list[Path]:
     """The images in a folder, by name, without hidden files."""
-    return sorted(path for path in folder.glob("[!.]*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    found = (path for path in folder.glob("[!.]*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    return sorted(found, key=lambda path: path.name)  # paths themselves are sorted otherwise on some systems
 
 
 def load(source: Source, preprocess: Preprocess = TORCHVISION) -> Array:

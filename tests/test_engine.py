@@ -34,7 +34,7 @@ from pyshuffle.engine.machine import machine
 from pyshuffle.engine.plan import Plan
 from pyshuffle.engine.program import Encoder, panels
 from pyshuffle.engine.steps import MEAN, STEM, WINDOW, multiply_adds
-from pyshuffle.engine.team import ROUNDS
+from pyshuffle.engine.team import CLOSED, ROUNDS
 from pyshuffle.errors import ArchError, PyShuffleError, ShapeError, WeightsError
 from pyshuffle.nets import MobileNetV1, MobileNetV2, ShuffleNetV1, ShuffleNetV2
 from pyshuffle.types import Array, Params
@@ -458,6 +458,33 @@ def test_a_model_is_closed_at_the_end():
     with start(before + PROGRAM + "held += [model, x]") as process:
         _, error = process.communicate(timeout=20)
     assert error.decode().endswith("PyShuffleError: the model is closed: the program is ending\n")
+
+
+def test_a_model_is_not_closed_in_the_middle_of_a_call():
+    """Else a worker that has not yet heard of the call would leave, and the others wait for it for ever."""
+    net = ShuffleNetV2(0.5, classes=2)
+    model, x = compiled(net, 32, 32, 2), draw_images(1, 32, 32)
+    team, usual, under_way, go_on, answers = model.team, model.team.function, threading.Event(), threading.Event(), []
+
+    def delayed(*arguments):
+        if not team.words[CLOSED]:
+            under_way.set()
+            go_on.wait(20)
+        return usual(*arguments)
+
+    team.function = delayed
+    caller = threading.Thread(target=lambda: answers.append(model(x)))
+    closer = threading.Thread(target=model._end)
+    caller.start()
+    under_way.wait(20)
+    closer.start()
+    closer.join(0.3)
+    assert not team.words[CLOSED]
+    go_on.set()
+    caller.join(20)
+    closer.join(20)
+    assert team.words[CLOSED]
+    assert_near(answers[0], reference(net, x))
 
 
 @pytest.mark.compiled

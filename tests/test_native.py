@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import llvmlite.binding as llvm
 import numba
 import pytest
 
@@ -49,10 +50,14 @@ def test_a_disk_that_is_full_keeps_no_part(monkeypatch, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_another_processor_has_other_code(monkeypatch):
+@pytest.mark.parametrize("other", ["processor", "system"])
+def test_another_machine_has_other_code(monkeypatch, other):
     here = native._file("engine")
     native._file.cache_clear()
-    monkeypatch.setenv("NUMBA_CPU_NAME", "some-other")
+    if other == "processor":
+        monkeypatch.setenv("NUMBA_CPU_NAME", "some-other")
+    else:
+        monkeypatch.setattr(llvm, "get_process_triple", lambda: "x86_64-pc-windows-msvc-elf")
     try:
         assert native._file("engine") != here
     finally:

@@ -226,6 +226,18 @@ def test_by_default_the_machine_is_this_computer(monkeypatch, triple, features, 
     assert machine.cpu() == (llvm.get_host_cpu_name(), features)
 
 
+def test_a_computer_whose_name_is_not_known_has_its_features(monkeypatch):
+    """LLVM calls it generic; where numba's variable says so, any processor is meant."""
+    pretend(monkeypatch, X86, "+avx,+avx512f")
+    monkeypatch.setattr(llvm, "get_host_cpu_name", lambda: "generic")
+    monkeypatch.delenv("NUMBA_CPU_NAME", raising=False)
+    monkeypatch.delenv("NUMBA_CPU_FEATURES", raising=False)
+    assert machine.machine() == Machine(16, 32)
+    monkeypatch.setenv("NUMBA_CPU_NAME", "generic")
+    assert machine.machine() == Machine(4, 16)
+    assert machine.cpu() == ("generic", "")
+
+
 def pretend(monkeypatch: pytest.MonkeyPatch, triple: str, features: str) -> None:
     """That this computer is another."""
 

@@ -45,11 +45,10 @@ class Machine(NamedTuple):
 
 def cpu() -> tuple[str, str]:
     """The name and the features of the processor to compile for: this one, unless numba's variables say otherwise."""
-    name = os.environ.get("NUMBA_CPU_NAME") or llvm.get_host_cpu_name()
-    features = os.environ.get("NUMBA_CPU_FEATURES")
-    if features is None and name == "generic":  # any processor, as numba has it
+    told, features = os.environ.get("NUMBA_CPU_NAME", ""), os.environ.get("NUMBA_CPU_FEATURES")
+    if features is None and told.lower() == "generic":  # any processor, as numba has it
         features = ""
-    return name, llvm.get_host_cpu_features().flatten() if features is None else features
+    return told or llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten() if features is None else features
 
 
 def machine() -> Machine:

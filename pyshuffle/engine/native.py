@@ -85,10 +85,10 @@ def loaded(name: str, make: Callable[[], llvm.ModuleRef]) -> llvm.ExecutionEngin
 
 @functools.cache
 def _file(name: str) -> str:
-    """A name for this very code: of its sources, of what compiles them, and of the processor."""
+    """A name for this very code: of its sources, of what compiles them, of the processor and of the system."""
     here = resources.files(__package__)  # not always a folder: it may be part of an archive
     parts = [here.joinpath(f"{source}.py").read_bytes() for source in SOURCES]
-    parts += [_numba(), repr((llvmlite.__version__, sys.version_info[:2], *cpu())).encode()]
+    parts += [_numba(), repr((llvmlite.__version__, sys.version_info[:2], *cpu(), llvm.get_process_triple())).encode()]
     return f"{name}-{hashlib.sha256(b''.join(parts)).hexdigest()[:32]}.o"
 
 

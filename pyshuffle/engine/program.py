@@ -111,7 +111,7 @@ class Encoder:
         groups, taps, inputs, outputs = what.weight.shape
         height, width = step.size
         here, margin = source.buffers[0].layout, what.kernel // 2
-        i, j = np.divmod(np.arange(height * width), width)
+        i, j = np.divmod(np.arange(height * width, dtype=np.int64), width)
         pixels = self.table(here.at(i * what.stride - margin, j * what.stride - margin) - here.at(-margin, -margin))
         base = min(buffer.offset for buffer in source.buffers)
         residual, rows = what.residual, by_rows(step, self.machine, self.threads)

@@ -38,6 +38,7 @@ class Team:
         """`alone`, a program for one thread with the same weights: with it, images are shared out whole while there are enough."""
         self.process, self.threads, self.programs = os.getpid(), threads, (alone or together, together)
         self.splits = alone is not None or threads == 1
+        self.lock = threading.Lock()  # a call is not closed while workers are on their way to it
         self.function = load()
         arena = max(program.arena for program in self.programs)
         self.arenas = aligned(threads * arena)
@@ -68,16 +69,19 @@ class Team:
         """One call; whether all images are finite. The arrays are contiguous and fit the program; one caller at a time. Raises
         PyShuffleError where it has been closed, as the program is ending."""
         words = self.words
-        if words[CLOSED]:
-            raise PyShuffleError("the model is closed: the program is ending")
-        words[IMAGES], words[LOGITS], words[BATCH], words[FAULT] = images.ctypes.data, logits.ctypes.data, len(images), 0
-        words[ROUNDS] = len(images) // self.threads if self.splits else 0
-        self.function(words.ctypes.data, -1)
-        return not words[FAULT]
+        with self.lock:
+            if words[CLOSED]:
+                raise PyShuffleError("the model is closed: the program is ending")
+            words[IMAGES], words[LOGITS], words[BATCH], words[FAULT] = images.ctypes.data, logits.ctypes.data, len(images), 0
+            words[ROUNDS] = len(images) // self.threads if self.splits else 0
+            self.function(words.ctypes.data, -1)
+            return not words[FAULT]
 
     def close(self) -> None:
-        """End the workers, unless this is a forked child, which has none."""
-        if os.getpid() == self.process:
+        """End the workers, after the call that they are at; unless this is a forked child, which has none."""
+        if os.getpid() != self.process:
+            return
+        with self.lock:
             self.words[CLOSED] = 1
             self.function(self.words.ctypes.data, -1)
             for worker in self.workers:
