@@ -217,16 +217,12 @@ def startup(net: nets.Net, args: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as cache:
         cold, cached = (float(finished([sys.executable, "-c", script], cache)[0]) for _ in range(2))
     print(f"compiling it, first call included: {cold:.2f} s at first, {cached:.2f} s once it is cached")
-    script = (  # what was in memory before the program began does not count for VmHWM, as it does for getrusage
-        "import pathlib, resource, sys; from pyshuffle import classify; classify.main([sys.argv[1]]); "
-        "status = pathlib.Path('/proc/self/status'); "
-        "lines = status.read_text().splitlines() if status.exists() else []; "
-        "print(*[line.split()[1] for line in lines if line.startswith('VmHWM')] or [resource.getrusage(0).ru_maxrss])"
-    )
+    script = "import sys; from pyshuffle import classify, memory; classify.main([sys.argv[1]]); print(memory.peak())"
     with tempfile.TemporaryDirectory() as cache:
         (_, first), (output, second) = (finished([sys.executable, "-c", script, str(PHOTO)], cache) for _ in range(2))
-    memory = int(output.split()[-1]) * 1024 / 1e6
-    print(f"classify, the whole process: {first:.2f} s at first, then {second:.2f} s and {memory:.0f} MB at its peak")
+    memory = int(output.split()[-1]) / 1e6
+    held = f" and {memory:.0f} MB at its peak" * (memory > 0)
+    print(f"classify, the whole process: {first:.2f} s at first, then {second:.2f} s{held}")
     return {
         "compile_s": cold, "compile_cached_s": cached, "classify_first_s": first, "classify_s": second, "classify_mb": memory
     }  # fmt: skip

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from . import device
+from . import device, memory
 from .backends.ops import Ops
 from .errors import PyShuffleError, ShapeError
 from .nets import Net
@@ -302,9 +302,7 @@ class Peer:
 
     def memory(self) -> int:
         """The most bytes that the process has held so far; 0 where that cannot be known."""
-        status = Path(f"/proc/{self.process.pid}/status")
-        lines = status.read_text().splitlines() if status.exists() else []
-        return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+        return memory.peak(self.process.pid or 0)
 
     def close(self) -> None:
         self.pipe.close()

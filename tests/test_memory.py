@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from pyshuffle import memory
+
 SCRIPT = """
 import resource
 import numpy as np
@@ -28,3 +30,14 @@ def test_a_process_that_trains_finds_the_memory_of_an_array_again():
     small = os.environ | {"NUMPY_MADVISE_HUGEPAGE": "0"}  # of pages of one size
     pages = subprocess.run([sys.executable, "-c", SCRIPT], stdout=subprocess.PIPE, text=True, check=True, env=small).stdout
     assert int(pages) < 100, "pages that 48 MB took from the system, a second time"
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere the system does not say")
+def test_the_most_memory_that_a_process_has_held():
+    script = "import numpy as np; from pyshuffle import memory; np.ones(25 << 20, np.float32); print(memory.peak())"
+    most = int(subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, check=True).stdout)
+    assert 100 << 20 < most < 300 << 20  # although they are free again, in bytes
+
+
+def test_of_some_processes_it_cannot_be_known():
+    assert memory.peak("none") == 0
