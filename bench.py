@@ -133,7 +133,7 @@ def timed(job: Job, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def timed_on_device(job: Job, args: argparse.Namespace) -> dict[str, Any]:
-    """The times of a network, copies of images and logits included, and what the device's own events say without these."""
+    """The times of a network, copies of images and logits included, and what the device's own events say: of inference without."""
     from pyshuffle.cuda.launch import Kernel, milliseconds
 
     if job.train:

@@ -20,7 +20,7 @@ NEEDED = 13000  # the version of CUDA that the extra's libraries are of, as driv
 DRIVER = 580  # the first one for it
 OLDEST = (7, 5)  # compute capability
 INSTALL = f"install NVIDIA's driver, {DRIVER} or later"
-NO_DEVICE = 100  # CUDA_ERROR_NO_DEVICE
+NOT_INITIALISED, NO_DEVICE = 3, 100  # CUDA_ERROR_...
 MAJOR, MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_...
 
 
@@ -71,6 +71,8 @@ def gpu() -> str:
         has = f"{version.value // 1000}.{version.value % 1000 // 10}"
         raise DeviceError(f"device cuda: the NVIDIA driver is too old (CUDA {has}, {NEEDED // 1000}.0 is needed): {INSTALL}")
     failed = driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count))
+    if failed == NOT_INITIALISED:
+        raise DeviceError("device cuda: this process was forked from one that had used it: begin it anew (multiprocessing's spawn)")
     if failed not in (0, NO_DEVICE):
         raise DeviceError(f"device cuda: the NVIDIA driver fails with error {failed}: {INSTALL}, and reboot")
     if not count.value:

@@ -102,6 +102,8 @@ def main(argv: list[str] | None = None) -> int:
         say(f"{len(run.train)} images to train on, {len(run.held_out)} held out, {len(run.train.classes)} classes{fewer}")
         run.run()
     except DeviceError as error:
+        if not run.progress.step:
+            raise
         raise DeviceError(f"{error}; go on with --resume {run.out}") from error
     finally:
         signal.signal(signal.SIGINT, usual)

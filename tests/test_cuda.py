@@ -276,6 +276,13 @@ def test_a_full_device_lets_go_of_what_is_free_before_it_says_so(monkeypatch):
     assert not any(launch.POOL.values())
 
 
+def test_a_model_lets_go_of_the_memory_for_another_number_of_images():
+    net = Small()
+    model = engine.compile(net, draw_params(net, (1, 32, 32, 3), np.float32), (1, 32, 32, 3))
+    sizes = {model.program(images).arena.size for images in (1, 2, 3)}
+    assert not sizes & {size for (size, _), free in launch.POOL.items() if free}
+
+
 def test_only_a_full_device_lets_go(monkeypatch):
     del launch.Tensor((3, 7)).memory
     monkeypatch.setattr(launch.cuda, "device_array", failing(700, "CUDA_ERROR_ILLEGAL_ADDRESS"))

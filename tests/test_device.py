@@ -66,6 +66,7 @@ WRONG = {
     "too old a driver": ({"cuDriverGetVersion": 12040}, r"too old \(CUDA 12\.4, 13\.0 is needed\): install NVIDIA's driver, 580"),
     "no GPU": ({"cuInit": device.NO_DEVICE, "cuDeviceGetCount": 0}, "there is a driver, but no NVIDIA GPU"),
     "none that is let through": ({"cuDeviceGetCount": 0}, "there is a driver, but no NVIDIA GPU"),
+    "a forked process": ({"cuInit": 3}, "forked from one that had used it: begin it anew"),
     "a broken driver": ({"cuInit": 999}, "fails with error 999: install NVIDIA's driver, 580 or later, and reboot"),
     "too old a GPU": ({"capability": (6, 1)}, "NVIDIA H100 has compute capability 6.1: a GPU with 7.5 or more is needed"),
 }

@@ -18,6 +18,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache, cached_property
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -38,8 +39,9 @@ LANES = 32  # channels side by side in a block that sees each channel alone: a w
 TALL = 8  # rows of threads in such a block
 THREADS = 256  # of a block that sees each value alone
 PARTS = 64  # at most, of a sum over pixels that blocks share
+PRODUCT, LONGEST = 1e-9, 0.05  # seconds: less than any device takes for a product that waits for another; to keep it busy at most
 LARGEST = 2**31 - 1  # number of values that an int32 can point to
-FAILURES = "CudaAPIError", "CUDAError"  # as the errors are called that numba raises and, at a launch, the library under it
+FAILURES = "CudaAPIError", "CudaDriverError", "CUDAError"  # as those are called that numba raises and, at a launch, what is under it
 FULL = "CUDA_ERROR_OUT_OF_MEMORY"
 
 streams.require_one()
@@ -73,7 +75,7 @@ class Kernel:
     def compiled(self) -> Any:
         try:
             return cuda.jit(self.signature)(self.function)
-        except (ImportError, RuntimeError) as error:  # no compiler, or none for this GPU
+        except (ImportError, RuntimeError, ValueError) as error:  # no compiler, or none for this GPU
             raise DeviceError(f"device cuda: {self.name} cannot be compiled ({error}): pip install 'pyshuffle[cuda]'") from error
 
     def __call__(self, blocks: int | tuple[int, ...], *arguments: Any) -> None:
@@ -194,10 +196,28 @@ def wait() -> None:
         cuda.synchronize()
 
 
+@kernel("Ffi", threads=1)
+def _linger(y, factor, count):
+    """Keep the device busy: so many products, each of the one before."""
+    value = y[0]
+    for _ in range(count):
+        value *= factor
+    y[0] = value
+
+
 def milliseconds(run: Callable[[], object], rounds: int) -> list[float]:
-    """What the device takes for each of so many calls, by its own clock."""
-    times = []
+    """What the device takes for each of so many calls, by its own clock.
+
+    To launch a kernel takes the host longer than most take the device. So the device is kept busy until all of a call is launched; but
+    where a call itself waits for the device, the host's time from there on is in it.
+    """
+    times, y = [], zeros_like(Tensor((1,)))
+    began = perf_counter()
+    run()
+    count = 1 if SIMULATED else int(min(perf_counter() - began, LONGEST) / PRODUCT)
     for _ in range(rounds):
+        wait()
+        _linger(1, y, 1.0, count)
         with driver():
             begin, end = cuda.event(), cuda.event()
             begin.record()
