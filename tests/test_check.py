@@ -17,6 +17,7 @@ from cuda.bindings.driver import CUresult
 from cuda.core._utils.cuda_utils import CUDAError
 from numba import cuda, float32
 from numba.cuda.cudadrv.driver import CudaAPIError
+from numba.cuda.cudadrv.error import CudaDriverError
 
 from pyshuffle.cuda import check, launch, relu
 from pyshuffle.cuda.launch import Kernel
@@ -156,6 +157,20 @@ def test_failures_of_the_real_driver_are_told_apart(monkeypatch, name):
     assert bool(launch.POOL) == (name != "OUT_OF_MEMORY")
     with pytest.raises(DeviceError, match=message), launch.driver():
         raise CUDAError(f"{code.name}: as launches say it")
+
+
+def test_a_forked_process_is_told_of_in_one_line():
+    with pytest.raises(DeviceError, match="device cuda: the driver fails: CUDA initialized before forking"), launch.driver():
+        raise CudaDriverError("CUDA initialized before forking")
+
+
+def test_a_gpu_that_the_compiler_does_not_know(monkeypatch):
+    def jit(_):
+        raise ValueError("no such architecture: compute_130a")
+
+    monkeypatch.setattr(launch.cuda, "jit", jit)
+    with pytest.raises(DeviceError, match=r"test_check.scatter cannot be compiled \(no such architecture"):
+        _ = Kernel(scatter, "FFi", 256).compiled
 
 
 def test_a_kernel_that_does_not_compile_is_named():
