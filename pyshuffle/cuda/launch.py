@@ -208,8 +208,8 @@ def _linger(y, factor, count):
 def milliseconds(run: Callable[[], object], rounds: int) -> list[float]:
     """What the device takes for each of so many calls, by its own clock.
 
-    To launch a kernel takes the host longer than most take the device. So the device is kept busy until all of a call is launched; but
-    where a call itself waits for the device, the host's time from there on is in it.
+    To launch a kernel takes the host longer than most take the device. So the device is kept busy until all of a call is launched;
+    but where a call itself waits for the device, the host's time from there on is in it.
     """
     times, y = [], zeros_like(Tensor((1,)))
     began = perf_counter()
