@@ -72,7 +72,7 @@ def gpu() -> str:
         raise DeviceError(f"device cuda: the NVIDIA driver is too old (CUDA {has}, {NEEDED // 1000}.0 is needed): {INSTALL}")
     failed = driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count))
     if failed == NOT_INITIALISED:
-        raise DeviceError("device cuda: this process was forked from one that had used it: begin it anew (multiprocessing's spawn)")
+        raise DeviceError("device cuda: this process was forked from one that had used it: begin it anew (by spawn)")
     if failed not in (0, NO_DEVICE):
         raise DeviceError(f"device cuda: the NVIDIA driver fails with error {failed}: {INSTALL}, and reboot")
     if not count.value:

@@ -41,7 +41,7 @@ THREADS = 256  # of a block that sees each value alone
 PARTS = 64  # at most, of a sum over pixels that blocks share
 PRODUCT, LONGEST = 1e-9, 0.05  # seconds: less than any device takes for a product that waits for another; to keep it busy at most
 LARGEST = 2**31 - 1  # number of values that an int32 can point to
-FAILURES = "CudaAPIError", "CudaDriverError", "CUDAError"  # as those are called that numba raises and, at a launch, what is under it
+FAILURES = "CudaAPIError", "CudaDriverError", "CUDAError"  # as numba names what it raises and, at a launch, the library under it
 FULL = "CUDA_ERROR_OUT_OF_MEMORY"
 
 streams.require_one()
