@@ -72,8 +72,9 @@ def compile(net: Net, params: Params, input_shape: Sequence[int], threads: int |
 
     It takes any number of images. With N at least the number of threads, it is faster for batches that large, and slower to compile.
     threads: how many work on a call, the caller's among them; by default as many as numba would use (NUMBA_NUM_THREADS, or all
-    cores). Raises ShapeError for another shape, images with maps of 4 GiB, or fewer than one thread, ArchError for a size too small
-    or too large, WeightsError for parameters of another network, PyShuffleError for more threads than there can be.
+    cores); their shares are equal, so that slow cores hold up fast ones. Raises ShapeError for another shape, images with maps of 4
+    GiB, or fewer than one thread, ArchError for a size too small or too large, WeightsError for parameters of another network,
+    PyShuffleError for more threads than there can be.
     """
     images, height, width = size_of(input_shape)
     if threads is None:
