@@ -181,7 +181,7 @@ def compared(name: str, job: Job, rounds: int) -> dict[str, Any]:
     own, other = np.median(turns, axis=0) * 1e3
     print(
         f"{name:12} {other:8.2f} ms against {own:8.2f} ms: {ratio:.2f} times as long (half of {len(turns)} turns within {low:.2f} to "
-        f"{high:.2f}), {what} within {away:.0e}; the process held {memory:.0f} MB against {own_memory:.0f}"
+        f"{high:.2f}), {what} within {away:.0e}" + f"; the process held {memory:.0f} MB against {own_memory:.0f}" * (memory > 0)
     )
     return {
         "peer": name, "ms": other, "pyshuffle_ms": own, "ratio": ratio, "quartiles": [low, high], "away": away,

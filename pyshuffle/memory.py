@@ -21,6 +21,8 @@ def keep() -> None:
 
 def peak(process: int | str = "self") -> int:
     """The most bytes that it has held since its program began; 0 where that cannot be known."""
-    status = Path(f"/proc/{process}/status")
-    lines = status.read_text().splitlines() if status.exists() else []
+    try:
+        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    except OSError:
+        return 0
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))

@@ -102,7 +102,7 @@ def main(argv: list[str] | None = None) -> int:
         say(f"{len(run.train)} images to train on, {len(run.held_out)} held out, {len(run.train.classes)} classes{fewer}")
         run.run()
     except DeviceError as error:
-        if not run.progress.step:
+        if not run.progress.step:  # nothing is lost, and other settings may be needed
             raise
         raise DeviceError(f"{error}; go on with --resume {run.out}") from error
     finally:

@@ -328,7 +328,7 @@ def test_a_reader_that_has_read_enough():
     assert process.returncode == 141
 
 
-def test_the_weights_that_come_with_the_package_name_the_photographs_rightly(capsys):
+def test_the_weights_that_come_with_the_package_name_the_photographs(capsys):
     """As networks do that were trained on all of ImageNet: tests/photos/CREDITS.md."""
     assert classify.main([CHELSEA, COFFEE, "--json"]) == 0
     assert [answer["top"][0]["label"] for answer in json.loads(capsys.readouterr().out)] == ["Egyptian cat", "espresso"]

@@ -192,11 +192,17 @@ def test_the_device_is_busy_until_a_call_is_launched(monkeypatch):
         told.append(kernel.name)
         usual(kernel, *arguments)
 
+    class Event(launch.cuda.event):
+        def record(self, *arguments):
+            told.append("event")
+            super().record(*arguments)
+
     monkeypatch.setattr(launch.Kernel, "__call__", call)
+    monkeypatch.setattr(launch.cuda, "event", Event)
     x = launch.upload(np.ones(3, np.float32))
     times = launch.milliseconds(lambda: launch.zeros_like(x), 2)
     assert len(times) == 2
-    assert told == ["launch._zero", "launch._zero", *(2 * ["launch._linger", "launch._zero"])]
+    assert told == ["launch._zero", "launch._zero", *(2 * ["launch._linger", "event", "launch._zero", "event"])]
 
 
 def run(name):

@@ -429,6 +429,17 @@ ENDINGS = {
     "exit": "sys.exit(0)",
     "a reference that stays": "sys.model = model",
     "a call from atexit": "import atexit; atexit.register(model, x)",
+    "a thread that goes on": """
+import threading, time
+def calls():
+    try:
+        while True:
+            model(x)
+    except Exception:
+        pass  # it is closed
+threading.Thread(target=calls, daemon=True).start()
+time.sleep(0.1)
+""",
 }
 
 
@@ -473,16 +484,18 @@ def test_a_model_is_not_closed_in_the_middle_of_a_call():
         return usual(*arguments)
 
     team.function = delayed
-    caller = threading.Thread(target=lambda: answers.append(model(x)))
-    closer = threading.Thread(target=model._end)
+    caller = threading.Thread(target=lambda: answers.append(model(x)), daemon=True)
+    closer = threading.Thread(target=model._end, daemon=True)
     caller.start()
     under_way.wait(20)
     closer.start()
     closer.join(0.3)
-    assert not team.words[CLOSED]
-    go_on.set()
-    caller.join(20)
-    closer.join(20)
+    try:
+        assert not team.words[CLOSED]
+    finally:
+        go_on.set()
+        caller.join(20)
+        closer.join(20)
     assert team.words[CLOSED]
     assert_near(answers[0], reference(net, x))
 

@@ -5,7 +5,7 @@ machine code of that, and a table says what each kernel takes of a multiprocesso
 has room for it may have there at once. A kernel fails that spills registers, keeps an array in local memory, needs more than a block
 may have, or so much that fewer than LEAST of the warps have room. With `--run`, on a GPU, it is report.py that is run instead.
 
-What is launched is linked in another way, by NVIDIA's nvJitLink for the very GPU: its registers may differ a little from these.
+What is launched is made in another way, by NVIDIA's nvJitLink for the very GPU, and may take other registers than are shown.
 """
 
 from __future__ import annotations

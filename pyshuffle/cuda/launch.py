@@ -39,7 +39,8 @@ LANES = 32  # channels side by side in a block that sees each channel alone: a w
 TALL = 8  # rows of threads in such a block
 THREADS = 256  # of a block that sees each value alone
 PARTS = 64  # at most, of a sum over pixels that blocks share
-PRODUCT, LONGEST = 1e-9, 0.05  # seconds: less than any device takes for a product that waits for another; to keep it busy at most
+PRODUCT = 1e-9  # seconds: less than a device takes for a product that waits for another
+LONGEST = 0.05  # seconds of launching, at most, that a device is kept busy for
 LARGEST = 2**31 - 1  # number of values that an int32 can point to
 FAILURES = "CudaAPIError", "CudaDriverError", "CUDAError"  # as numba names what it raises and, at a launch, the library under it
 FULL = "CUDA_ERROR_OUT_OF_MEMORY"
@@ -76,7 +77,9 @@ class Kernel:
         try:
             return cuda.jit(self.signature)(self.function)
         except (ImportError, RuntimeError, ValueError) as error:  # no compiler, or none for this GPU
-            raise DeviceError(f"device cuda: {self.name} cannot be compiled ({error}): pip install 'pyshuffle[cuda]'") from error
+            raise DeviceError(
+                f"device cuda: {self.name} cannot be compiled ({error}): pip install --upgrade 'pyshuffle[cuda]'"
+            ) from error
 
     def __call__(self, blocks: int | tuple[int, ...], *arguments: Any) -> None:
         if blocks == 0:  # nothing to compute, which the driver refuses to launch
@@ -119,8 +122,13 @@ def take(size: int, dtype: np.dtype[Any]) -> Any:
         except Exception as error:
             if FULL not in str(error):
                 raise
-        POOL.clear()  # sizes that were needed before
+        release()
         return cuda.device_array(size, dtype)
+
+
+def release() -> None:
+    """Give back to the driver what is free, of sizes that were needed before."""
+    POOL.clear()
 
 
 class Tensor:
@@ -214,12 +222,12 @@ def milliseconds(run: Callable[[], object], rounds: int) -> list[float]:
     times, y = [], zeros_like(Tensor((1,)))
     began = perf_counter()
     run()
-    count = 1 if SIMULATED else int(min(perf_counter() - began, LONGEST) / PRODUCT)
+    count = 1 if SIMULATED else int(2 * min(perf_counter() - began, LONGEST) / PRODUCT)
     for _ in range(rounds):
-        wait()
-        _linger(1, y, 1.0, count)
         with driver():
             begin, end = cuda.event(), cuda.event()
+            cuda.synchronize()
+            _linger(1, y, 1.0, count)
             begin.record()
             run()
             end.record()

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..cuda import conv, depthwise, pool
-from ..cuda.launch import LARGEST, POOL, Tensor, blocks_for, copy, fetch, upload
+from ..cuda.launch import LARGEST, Tensor, blocks_for, copy, fetch, release, upload
 from ..errors import PyShuffleError, ShapeError
 from ..nets import Net
 from ..types import Array, Params
@@ -83,8 +83,9 @@ class Model:
     def program(self, images: int) -> Program:
         """Raises ShapeError where the maps of so many images are more than an int32 can point into."""
         if images not in self.programs:
-            self.programs.clear()  # an arena for every number of images would soon fill the device
-            POOL.clear()  # where the one before has gone
+            if self.programs:
+                self.programs.clear()  # an arena for every number of images would soon fill the device
+                release()
             if self.plan.arena // FLOAT * images > LARGEST:
                 raise ShapeError(f"{images} images at once are too many: at most {LARGEST // (self.plan.arena // FLOAT)}")
             arena = Tensor((self.plan.arena // FLOAT * images,))

@@ -132,7 +132,7 @@ def _read(name: str) -> bytes | None:
 def _write(name: str, code: bytes) -> None:
     """Keep code in the first folder that takes it; where none does, say so, once."""
     for folder in _folders():
-        part = folder / f"{name}.{os.urandom(6).hex()}"  # others may be writing the same
+        part = folder / f"{name}.{os.getpid()}"
         try:
             folder.mkdir(parents=True, exist_ok=True)
             part.write_bytes(code + hashlib.sha256(code).digest())

@@ -38,7 +38,7 @@ class Team:
         """`alone`, a program for one thread with the same weights: with it, images are shared out whole while there are enough."""
         self.process, self.threads, self.programs = os.getpid(), threads, (alone or together, together)
         self.splits = alone is not None or threads == 1
-        self.lock = threading.Lock()  # a call is not closed while workers are on their way to it
+        self.lock = threading.Lock()  # nothing is closed while workers are on their way to a call
         self.function = load()
         arena = max(program.arena for program in self.programs)
         self.arenas = aligned(threads * arena)
@@ -66,7 +66,7 @@ class Team:
             ) from None
 
     def run(self, images: np.ndarray, logits: np.ndarray) -> bool:
-        """One call; whether all images are finite. The arrays are contiguous and fit the program; one caller at a time. Raises
+        """One call; whether all images are finite. The arrays are contiguous and fit the program. Raises
         PyShuffleError where it has been closed, as the program is ending."""
         words = self.words
         with self.lock:

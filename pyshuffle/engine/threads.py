@@ -67,7 +67,7 @@ def pause(_typing: Any) -> Any:
                 cgutils.get_or_insert_function(builder.module, ir.FunctionType(ir.VoidType(), []), "llvm.x86.sse2.pause"), []
             )
         else:
-            kind = ir.FunctionType(ir.VoidType(), [ir.IntType(32)])  # isb: yield, which is meant for this, takes no time at all
+            kind = ir.FunctionType(ir.VoidType(), [ir.IntType(32)])  # isb, as yield does nothing on many of them
             builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.aarch64.isb"), [ir.IntType(32)(15)])
         return context.get_dummy_value()
 
