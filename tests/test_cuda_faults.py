@@ -150,7 +150,7 @@ def test_what_is_never_written_is_seen():
 # The kernels that are shipped -----------------------------------------------------------------------------------------------------
 
 MAP = (2, 5, 6, 18)  # no tile, block or part divides it, and a product takes two tiles of its depth
-KERNELS = {kernel.name: kernel for kernel in check.all_kernels()}
+KERNELS = {kernel.name: kernel for kernel in check.all_kernels() if kernel is not launch._linger}  # which only passes time
 
 
 def barriers(function):
@@ -181,8 +181,7 @@ def users():
 
 
 def test_the_report_launches_every_kernel(users):
-    """But the one that passes time for it."""
-    assert [name for name, cases in users.items() if not cases] == ["launch._linger"]
+    assert all(users.values()), users
 
 
 def test_the_device_is_busy_until_a_call_is_launched(monkeypatch):
