@@ -5,13 +5,12 @@ import pytest
 from conftest import assert_close, draw_params
 from golden.make_logits import images
 from PIL import Image
-from test_classify import CHELSEA
+from test_classify import CATS, CHELSEA
 
 from pyshuffle import classify, cli, explain, image, visualise
 from pyshuffle.backends.reference import Reference
 from pyshuffle.nets import MobileNetV2, ShuffleNetV1, ShuffleNetV2
 
-CATS = {"tabby, tabby cat", "Persian cat", "Egyptian cat"}
 NETS = [ShuffleNetV1(0.25, classes=5), ShuffleNetV2(0.5, classes=5), MobileNetV2(0.15, classes=5)]
 
 

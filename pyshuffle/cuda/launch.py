@@ -226,7 +226,7 @@ def milliseconds(run: Callable[[], object], rounds: int) -> list[float]:
     for _ in range(rounds):
         with driver():
             begin, end = cuda.event(), cuda.event()
-            cuda.synchronize()
+            wait()
             _linger(1, y, 1.0, count)
             begin.record()
             run()
