@@ -217,6 +217,16 @@ def test_the_gradient_of_an_array_from_elsewhere_is_refused(backend):
         tape.backward(y.copy(), y)
 
 
+def test_the_gradient_of_an_array_that_was_not_read_is_refused(backend):
+    """Not 0: a copy of an input is another array."""
+    x, dy = draw(2, 9, 9, 3, dtype=backend.dtype), draw(2, 4, dtype=backend.dtype)
+    tape = Tape(backend.kind(draw_params(stem, x.shape, backend.dtype)))
+    y = stem(tape, x)
+    with pytest.raises(ShapeError, match="an array in wrt was neither read nor made"):
+        tape.backward(y, dy, wrt=(x[:],))
+    assert tape.backward(y, dy, wrt=(x,))[1][0].any()
+
+
 def test_the_record_is_used_up(backend):
     """A second replay has nothing to replay, and says so; a second run starts a new record."""
     x, dy = draw(2, 9, 9, 3, dtype=backend.dtype), draw(2, 4, dtype=backend.dtype)

@@ -43,17 +43,19 @@ class Tape(Arrays):
         return y
 
     def backward(self, y: Array, dy: Array, wrt: tuple[Array, ...] = ()) -> tuple[Params, list[Array]]:
-        """The gradients of <dy, y>: of every parameter that the network read, by name, and of the arrays in `wrt`, in order.
+        """The gradients of <dy, y>: of every parameter that y depends on, by name, and of the arrays in `wrt`, in order.
 
-        The record is used up: an operation's arrays are let go as soon as its gradients are known. Raises ShapeError for a y that
-        is not in it.
+        The record is used up: an operation's arrays are let go as soon as its gradients are known. Raises ShapeError for a y or
+        an array in `wrt` that is not in it.
         """
         if not any(made is y for record in self.records for made in record.outputs):
             raise ShapeError("y was not made by what this tape has recorded, or a backward has used up its record")
         by_name: Params = {}
         by_array = {id(y): dy}  # what is still to be replayed holds its arrays, so that no id is given twice
-        kept = {id(array) for array in wrt}
-        followed = kept | {id(made) for record in self.records for made in record.outputs}
+        kept, made_here = {id(array) for array in wrt}, {id(made) for record in self.records for made in record.outputs}
+        if not kept <= made_here | {id(read) for record in self.records for read in record.inputs}:
+            raise ShapeError("an array in wrt was neither read nor made by what this tape has recorded")
+        followed = kept | made_here
         while self.records:
             op, inputs, names, settings, outputs = self.records.pop()
             arrived = [by_array.get(id(made)) if id(made) in kept else by_array.pop(id(made), None) for made in outputs]
@@ -63,12 +65,9 @@ class Tape(Arrays):
             if op not in TAKE_HALVES:
                 douts = list(map(whole, douts))
             if op in ("conv", "conv_bn") and id(inputs[0]) not in followed:
-                settings = {
-                    **settings,
-                    "need_dx": False,
-                }  # the first layer: dx, that of the image, is costly, and dropped
+                settings["need_dx"] = False  # the first layer: nobody asks for the gradient of the image, which is costly
             elif op == "conv_bn" and id(inputs[0]) in by_array:
-                settings = {**settings, "before": by_array.pop(id(inputs[0]))}  # what has come from elsewhere is added on the way
+                settings["before"] = by_array.pop(id(inputs[0]))  # what has come from elsewhere is added on the way
             sent = self.functions[op][1](*douts, *inputs, *map(self.param, names), **settings)
             for name, d in zip(names, sent[len(inputs) :], strict=True):
                 self.add_to(by_name, name, d)
