@@ -246,7 +246,7 @@ def test_who_computes_a_gradient_leaves_its_sums(op, channels, relu):
     z, random = normalised((5, 9, 11, channels), relu=relu), np.random.default_rng(2)
     dy, w = (random.standard_normal(shape).astype(np.float32) for shape in (z.shape, (9 + channels, channels)))
     dz = back_through(op, z, dy, w)
-    assert z.known is not None, "no sums were left"
+    assert z.gradient_and_sums is not None, "no sums were left"
     left, anew = batchnorm.gradient(dz, z, training=True), batchnorm.gradient(dz.copy(), z, training=True)
     assert_close(left[1:], anew[1:], 1e-5)
     assert_close(reading.computed(left[0]), reading.computed(anew[0]), 1e-5)
@@ -257,9 +257,9 @@ def test_each_part_of_a_map_has_sums_of_its_own(op):
     """Threads add to those of the parts that they compute, and to no others: in any order they are the same."""
     z, ones = normalised((16, 17, 18, 24)), np.ones((16, 17, 18, 24), np.float32)
     back_through(op, z, ones, np.ones((33, 24), np.float32))
-    assert z.known is not None
-    assert len(z.known[1]) > 1
-    assert (z.known[1] != 0).any(axis=(1, 2)).all()
+    assert z.gradient_and_sums is not None
+    assert len(z.gradient_and_sums[1]) > 1
+    assert (z.gradient_and_sums[1] != 0).any(axis=(1, 2)).all()
 
 
 @pytest.mark.parametrize("first", [0, 1])
@@ -286,8 +286,8 @@ def test_the_sums_of_another_gradient_are_not_taken_for_its_own():
     """What is added to a gradient, or stands in its place, has sums of its own."""
     z = normalised((5, 9, 11, 42))
     dz = back_through("shuffle", z, np.ones(z.shape, np.float32), None)
-    assert z.known is not None
-    assert z.known[0] is dz
+    assert z.gradient_and_sums is not None
+    assert z.gradient_and_sums[0] is dz
     _, _, dbeta = batchnorm.gradient(3 * dz, z, training=True)
     assert_close(dbeta, 3 * batchnorm.gradient(dz, z, training=True)[2], 1e-6)
 

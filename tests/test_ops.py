@@ -381,6 +381,13 @@ def test_a_gradient_must_have_the_shape_of_the_output(backend, name):
         backward(dy[:1], *case.arrays(backend.dtype))
 
 
+@pytest.mark.parametrize("groups", [-1, 0, 4, 7])
+def test_groups_of_a_shuffle_going_back_must_divide_the_channels(backend, groups):
+    x = np.zeros((1, 2, 2, 6), backend.dtype)
+    with pytest.raises(ShapeError, match=f"channels=6 is not divisible by groups={groups}"):
+        backend.kind.functions["shuffle"][1](x, x, groups)
+
+
 def test_the_gradients_of_a_split_must_be_its_halves(backend):
     _, backward = backend.kind.functions["split"]
     x, half = (np.zeros((1, 2, 2, channels), backend.dtype) for channels in (6, 2))
@@ -453,8 +460,9 @@ def test_the_gradient_of_a_sum_is_that_of_maps_of_one_shape(backend):
 
 def test_of_equal_pixels_the_first_gets_the_maximums_gradient(backend):
     _, backward = backend.kind.functions["maxpool"]
-    (dx,) = backward(np.ones((1, 2, 1, 1), backend.dtype), np.zeros((1, 3, 2, 1), backend.dtype))
-    np.testing.assert_array_equal(dx[0, :, :, 0], [[1, 0], [1, 0], [0, 0]])  # windows over rows 0..1 and 1..2
+    for value in (0, -np.inf):  # the border does not attain it, even where it is said to be -inf
+        (dx,) = backward(np.ones((1, 2, 1, 1), backend.dtype), np.full((1, 3, 2, 1), value, backend.dtype))
+        np.testing.assert_array_equal(dx[0, :, :, 0], [[1, 0], [1, 0], [0, 0]])  # windows over rows 0..1 and 1..2
 
 
 @pytest.mark.parametrize("op", ["relu", "maxpool", "avgpool", "mean", "add"])
@@ -468,6 +476,14 @@ def test_nan_stays_nan(backend, op):
     np.testing.assert_array_equal(np.isnan(y), np.isnan(expected))
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_gradient_ends_where_a_relu_is_off_whatever_it_is(backend, value):
+    x = np.full((1, 2, 2, 3), -1, backend.dtype)
+    dy, ones, zeros = np.full_like(x, value), np.ones(3, backend.dtype), np.zeros(3, backend.dtype)
+    assert not backend.kind.functions["relu"][1](dy, x)[0].any()
+    assert not any(d.any() for d in backend.kind.functions["batchnorm"][1](dy, x, ones, zeros, zeros, ones, relu=True))
+
+
 def test_the_gradient_of_a_maximum_goes_to_its_nan(backend):
     x = draw(1, 5, 5, 2, dtype=backend.dtype)
     x[0, 1, 2, 0] = np.nan
@@ -477,7 +493,10 @@ def test_the_gradient_of_a_maximum_goes_to_its_nan(backend):
 
 # The loss -----------------------------------------------------------------------------------------------------------------------
 
-LOSSES = {"reference": (loss.forward_reference, loss.backward_reference), "numba": (loss.forward, loss.backward)}
+LOSSES = {
+    "reference": (loss.forward_reference, loss.backward_reference),
+    "numba": (lambda *a: loss.run(*a)[0], lambda *a: loss.run(*a)[2]),
+}
 if SIMULATED:
     from simulator import LOSS
 

@@ -10,8 +10,7 @@ from functools import cache
 import numpy as np
 from numba import cuda
 
-from ..ops.check import check_gradient, check_map
-from ..ops.pool import pooled_shape
+from ..ops.check import check_gradient, check_map, out_shape
 from . import depthwise
 from .launch import Tensor, blocks_for, kernel, table, upload
 
@@ -83,7 +82,7 @@ def _mean_backward(dy, dx, size, pixels, channels):
 
 def maximum(x: Tensor) -> Tensor:
     """x (N, H, W, C) -> y (N, ceil(H/2), ceil(W/2), C). Raises ShapeError."""
-    y = Tensor(pooled_shape(x))
+    y = Tensor(out_shape(x, 2))
     read, written = ((0, map_.size // len(map_), map_.shape[3]) for map_ in (x, y))
     maximum_of(blocks_for(y.size), x, table(range(x.shape[3])), y, _view(x, y), read, (*written, y.shape[3]))
     return y
@@ -91,7 +90,7 @@ def maximum(x: Tensor) -> Tensor:
 
 def max_backward(dy: Tensor, x: Tensor) -> tuple[Tensor]:
     """dy (N, ceil(H/2), ceil(W/2), C) -> dx like x. Raises ShapeError."""
-    check_gradient(dy, pooled_shape(x))
+    check_gradient(dy, out_shape(x, 2))
     dx = Tensor(x.shape)
     _max_backward(blocks_for(x.size), dy, x, dx, _view(x, dy), x.shape[3])
     return (dx,)
@@ -99,14 +98,14 @@ def max_backward(dy: Tensor, x: Tensor) -> tuple[Tensor]:
 
 def average(x: Tensor) -> Tensor:
     """x (N, H, W, C) -> y (N, ceil(H/2), ceil(W/2), C). Raises ShapeError."""
-    y = Tensor(pooled_shape(x))
+    y = Tensor(out_shape(x, 2))
     depthwise.run(x, ninths(x.shape[3]), y, stride=2)
     return y
 
 
 def average_backward(dy: Tensor, x: Tensor) -> tuple[Tensor]:
     """dy (N, ceil(H/2), ceil(W/2), C) -> dx like x. Raises ShapeError."""
-    check_gradient(dy, pooled_shape(x))
+    check_gradient(dy, out_shape(x, 2))
     dx = Tensor(x.shape)
     depthwise.run(dy, ninths(x.shape[3]), dx, spread=2)
     return (dx,)

@@ -12,8 +12,9 @@ All activations are channels last, (N, H, W, C). In the equations n is an image,
 place in a window, c a channel that is read and o one that is made; P counts the pixels of all images. [condition] is 1 where it
 holds, else 0; <a, b> is the sum of all products a b.
 
-A `_reference` function is plain NumPy in the dtype of its input and is the oracle; its twin, which is jitted wherever there is
-something to compute, checks float32 input. Every `backward` but that of the loss takes `dy` (of a split `dleft, dright`), the
-gradient of some scalar with respect to the output, then what its `forward` took (and `z`, which that made, where it would have to be
-made anew), and returns the same scalar's gradient with respect to each array that is not a statistic, in order: `dx` is that of `x`.
+A `_reference` function is plain NumPy in the dtype of its input and is the oracle. Its twin computes the same by kernels and takes
+float32 alone; where there is next to nothing to compute, it is the reference itself. Every `backward` but that of the loss takes `dy`
+(of a split `dleft, dright`), the gradient of some scalar with respect to the output, then what its `forward` took, and its output `z`
+where recomputing that would cost; it returns the same scalar's gradient with respect to each array that is not a statistic, in order:
+`dx` is that of `x`.
 """

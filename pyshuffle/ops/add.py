@@ -13,7 +13,7 @@ from ..types import Array
 from .check import check_gradient, check_same, require_float32
 from .jit import kernel, rows
 from .reading import ROWS, Map, block, cuts, read, source
-from .sums import begun, covary, leave
+from .sums import covary, remember, zero_sums
 
 
 def forward_reference(a: Array, b: Array) -> Array:
@@ -73,6 +73,6 @@ def relu_backward(dy: Array, a: Map, b: Map, z: Array) -> tuple[Array, Array]:
     check_gradient(dy, z.shape)
     require_float32(dy)
     d, ends, branch = np.empty(z.shape, np.float32), cuts(z.size // z.shape[-1]), source(b)
-    sums = begun(branch, len(ends) - 1)
+    sums = zero_sums(branch, len(ends) - 1)
     _backward(rows(dy), rows(z), branch, ends, rows(d), sums)
-    return d, leave(b, d, sums)
+    return d, remember(b, d, sums)

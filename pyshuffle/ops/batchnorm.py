@@ -2,13 +2,13 @@
     xhat = (x - mean) / sqrt(var + eps)        y = gamma xhat + beta        (used after every convolution: V1, figure 2; V2, figure 3)
 x (..., C), gamma, beta, mean, var (C,) -> y (..., C). In training mean and var are the batch's own, `statistics(x)`: var is
 mean((x - mean)^2) over P = all pixels of all images. In inference they are running averages that training has kept, of mean and of
-P / (P - 1) var. With `relu` it is max(y, 0); where y > 0 is not kept, but found anew on the way back (reading.py).
+P / (P - 1) var. With `relu` it is max(y, 0); the mask [y > 0] is not stored, the backward recomputes it (reading.py).
 
 The gradients, sums over all pixels:
     dbeta = sum dy        dgamma = sum dy xhat
     dx = gamma / sqrt(var + eps) * dy                                       in inference, where mean and var are constants
     dx = gamma / sqrt(var + eps) * (dy - dbeta / P - xhat dgamma / P)       in training: x also moves mean and var
-The two last terms: a small step e of x changes xhat by (e - mean(e) - xhat mean(xhat e)) / sqrt(var + eps), since it changes mean by
+The last two terms: a small step e of x changes xhat by (e - mean(e) - xhat mean(xhat e)) / sqrt(var + eps), since it changes mean by
 mean(e) and var by 2 mean((x - mean) e). This linear map is its own transpose, so gamma dy goes back through the same one.
 
 Cost: no multiply-add that the papers count; the engine folds it into the convolution before it.
@@ -23,7 +23,7 @@ from .check import EPS, check_gradient, require_float32
 from .jit import helper, kernel, require_jit, rows
 from .moments import measure, merged
 from .reading import GRADIENT, Normalised, Source, computed, cuts, lies_wide, widened, widened_rows
-from .sums import begun, covary
+from .sums import covary, zero_sums
 
 
 def forward_reference(
@@ -43,7 +43,7 @@ def backward_reference(
     pixels = tuple(range(x.ndim - 1))
     xhat = (x - mean) / np.sqrt(var + EPS)
     if relu:
-        dy = dy * (gamma * xhat + beta > 0)
+        dy = np.where(gamma * xhat + beta > 0, dy, 0)
     dgamma, dbeta = (dy * xhat).sum(axis=pixels), dy.sum(axis=pixels)
     if training:
         count = x.size // x.shape[-1]
@@ -106,12 +106,12 @@ def gradient(dy: Array, y: Normalised, training: bool) -> tuple[Source, Array, A
     x = y.source
     x, dz = (widened(x), widened_rows(dy)) if lies_wide(x) else (x, rows(dy))
     dx = x._replace(kind=GRADIENT, dz=dz, constants=x.constants.copy())
-    known, y.known = y.known, None
-    if known and known[0] is dy:
-        sums = known[1]
+    remembered, y.gradient_and_sums = y.gradient_and_sums, None
+    if remembered and remembered[0] is dy:
+        sums = remembered[1]
     else:
         ends = cuts(len(dx.x))
-        sums = begun(x, len(ends) - 1)
+        sums = zero_sums(x, len(ends) - 1)
         _covary(x, dz, ends, sums)
     dgamma, dbeta = np.empty((2, y.shape[-1]), np.float32)
     _gradient(sums, y.var, y.gamma, len(dx.x) if training else 0, dx.constants, dgamma, dbeta)

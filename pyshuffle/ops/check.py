@@ -25,6 +25,14 @@ def out_size(size: int, stride: int) -> int:
     return -(-size // stride)
 
 
+def out_shape(x: Shaped, stride: int, channels: int = 0) -> tuple[int, int, int, int]:
+    """(N, ceil(H/s), ceil(W/s), channels or C). Raises ShapeError unless x is a map and the stride 1 or 2."""
+    check_map(x)
+    if stride not in (1, 2):
+        raise ShapeError(f"stride={stride} is not 1 or 2")
+    return len(x), out_size(x.shape[1], stride), out_size(x.shape[2], stride), channels or x.shape[3]
+
+
 def check_same(a: Shaped, b: Shaped) -> None:
     """Raises ShapeError unless both arrays have one shape."""
     if a.shape != b.shape:

@@ -4,7 +4,7 @@ x (N, H, W, C), w (K, K, C/G, O) -> y (N, ceil(H/s), ceil(W/s), O). Output chann
 input channels of that group (V1, section 3.1): a grouped convolution is G small dense ones side by side.
 
 The gradients follow from the same sum, read from the side of x and of w:
-    dx[n, h, l, g (C/G) + c] = sum_{u, v, o in g} dy[n, (h + p - u) / s, (l + p - v) / s, o] * w[u, v, c, o]   where s divides both
+    dx[n, h, l, g (C/G) + c] = sum_{u, v, o in g} dy[n, (h + p - u) / s, (l + p - v) / s, o] * w[u, v, c, o]   where that is in y
     dw[u, v, c, o]           = sum_{n, i, j} x[n, s i + u - p, s j + v - p, g (C/G) + c] * dy[n, i, j, o]
 each term of y holds one x and one w, so it hands dy times the one to the other.
 
@@ -17,11 +17,11 @@ import numpy as np
 from ..errors import ShapeError
 from ..types import Array, Shaped
 from . import product
-from .check import check_gradient, check_map, out_size, require_float32
+from .check import check_gradient, out_shape, require_float32
 from .jit import rows
 from .panels import LANES
 from .reading import NOTHING, Map, Source, source
-from .sums import leave
+from .sums import remember
 from .windows import fold, windows
 
 
@@ -52,7 +52,7 @@ def by_group(array: Array, groups: int) -> Array:
 
 def forward(x: Array, w: Array, stride: int = 1, groups: int = 1) -> Array:
     """x (N, H, W, C), w (K, K, C/G, O) -> y (N, ceil(H/s), ceil(W/s), O), float32. Raises ShapeError."""
-    return np.ascontiguousarray(measured(x, w, stride, groups, False)[0])
+    return np.ascontiguousarray(forward_with_moments(x, w, stride, groups, wanted=False)[0])
 
 
 def backward(dy: Array, x: Array, w: Array, stride: int = 1, groups: int = 1, need_dx: bool = True) -> tuple[Array | None, Array]:
@@ -62,7 +62,9 @@ def backward(dy: Array, x: Array, w: Array, stride: int = 1, groups: int = 1, ne
     return backpropagated(source(dy), x, w, stride, groups, need_dx)
 
 
-def measured(x: Map, w: Array, stride: int = 1, groups: int = 1, wanted: bool = True) -> tuple[Array, tuple[Array, Array]]:
+def forward_with_moments(
+    x: Map, w: Array, stride: int = 1, groups: int = 1, wanted: bool = True
+) -> tuple[Array, tuple[Array, Array]]:
     """y as `forward` has it and, if wanted, its moments in parts, with the rows in each. Raises ShapeError."""
     shape = check(x, w, stride, groups)
     require_float32(x, w)
@@ -86,7 +88,7 @@ def backpropagated(
     if dx is None:
         return None, dw
     if of_pixels:
-        dx = leave(x, dx.reshape(x.shape), sums)
+        dx = remember(x, dx.reshape(x.shape), sums)
     else:
         dpatches = dx.reshape(*shape[:3], groups, len(w), len(w), -1)
         dx = fold(np.moveaxis(dpatches, 3, 5).reshape(*shape[:3], len(w), len(w), -1), x.shape, stride)
@@ -102,18 +104,14 @@ def viewed(x: Map, size: int, stride: int, shape: tuple[int, int, int, int]) -> 
 
 def check(x: Shaped, w: Shaped, stride: int, groups: int, dy: Shaped | None = None) -> tuple[int, int, int, int]:
     """The shape of y. Raises ShapeError, naming the value and the rule."""
-    check_map(x)
     if w.ndim != 4 or w.shape[0] != w.shape[1] or len(w) not in (1, 3) or 0 in w.shape:
         raise ShapeError(f"w has shape {w.shape}: (K, K, C/G, O) with K = 1 or 3 is needed")
-    if stride not in (1, 2):
-        raise ShapeError(f"stride={stride} is not 1 or 2")
-    channels, out = x.shape[3], w.shape[3]
+    shape, channels, out = out_shape(x, stride, w.shape[3]), x.shape[3], w.shape[3]
     if groups < 1 or channels % groups or out % groups:
         raise ShapeError(f"in_channels={channels} or out_channels={out} is not divisible by groups={groups}")
     if w.shape[2] * groups != channels:
         raise ShapeError(
             f"w has shape {w.shape}: with groups={groups} and {channels} input channels its third axis must be {channels // groups}"
         )
-    shape = (len(x), out_size(x.shape[1], stride), out_size(x.shape[2], stride), out)
     check_gradient(dy, shape)
     return shape

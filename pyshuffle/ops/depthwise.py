@@ -3,9 +3,9 @@
 x (N, H, W, C), w (3, 3, C) -> y (N, ceil(H/s), ceil(W/s), C). It is the grouped convolution with G = C = O.
 
 The gradients:
-    dx[n, h, l, c] = sum_{u, v} dy[n, (h + 1 - u) / s, (l + 1 - v) / s, c] * w[u, v, c]          where s divides both
+    dx[n, h, l, c] = sum_{u, v} dy[n, (h + 1 - u) / s, (l + 1 - v) / s, c] * w[u, v, c]          where that is in y
     dw[u, v, c]    = sum_{n, i, j} x[n, s i + u - 1, s j + v - 1, c] * dy[n, i, j, c]
-With stride 1, dx is dy filtered with w turned by half a circle: put 2 - u for u and 2 - v for v.
+With stride 1, dx is dy filtered with w rotated by 180 degrees: put 2 - u for u and 2 - v for v.
 
 Cost: 9 multiply-adds a value of y, where a convolution of C channels has 9 C; so few for each value read and written that memory
 decides its speed (V1, section 3.2).
@@ -19,12 +19,12 @@ from ..engine.intrinsics import filter_gradient_tile, parities_tile, window_tile
 from ..engine.machine import FLOAT, machine
 from ..errors import ShapeError
 from ..types import Array, Shaped
-from .check import check_gradient, check_map, out_size, require_float32
+from .check import check_gradient, out_shape, require_float32
 from .jit import BLOCKS, helper, kernel
 from .moments import measure
 from .panels import LANES, vector_starts
 from .reading import Map, Source, read_rows, source, widened
-from .sums import begun, covary, leave
+from .sums import covary, remember, zero_sums
 from .windows import fold, windows
 
 RUN, LOW, HIGH = machine().run, np.float32(-np.inf), np.float32(np.inf)
@@ -97,7 +97,7 @@ def unfilter_image(dy_map, filters, starts, both, dx):
 
 @kernel
 def _backward(dy, x, rows, columns, filters, starts, stride, parts, dx, sums):
-    # filters (vectors, 9, LANES): w, turned by half a circle where the stride is 1; parts (BLOCKS or fewer, vectors, 9, LANES): each
+    # filters (vectors, 9, LANES): w, rotated by 180 degrees where the stride is 1; parts (BLOCKS or fewer, vectors, 9, LANES): each
     # block of images sums its dw there; sums (parts, 2, C) of dx, or (0, 0, 0)
     images, height, width, channels = dx.shape
     pixel, bias, flat = channels * FLOAT, np.zeros(LANES, np.float32), dx.reshape(-1, channels)
@@ -125,12 +125,12 @@ def _backward(dy, x, rows, columns, filters, starts, stride, parts, dx, sums):
                 covary(x, n * height * width, (n + 1) * height * width, flat, sums[part])
 
 
-def forward(x: Array, w: Array, stride: int = 1) -> Array:
+def forward(x: Map, w: Array, stride: int = 1) -> Array:
     """x (N, H, W, C), w (3, 3, C) -> y (N, ceil(H/s), ceil(W/s), C), float32. Raises ShapeError."""
-    return np.ascontiguousarray(measured(x, w, stride, wanted=False)[0])
+    return np.ascontiguousarray(forward_with_moments(x, w, stride, wanted=False)[0])
 
 
-def backward(dy: Array, x: Array, w: Array, stride: int = 1) -> tuple[Array, Array]:
+def backward(dy: Array, x: Map, w: Array, stride: int = 1) -> tuple[Array, Array]:
     """dy (N, ceil(H/s), ceil(W/s), C) -> dx like x, dw like w, float32. Raises ShapeError."""
     check(x, w, stride, dy)
     require_float32(dy)
@@ -138,7 +138,7 @@ def backward(dy: Array, x: Array, w: Array, stride: int = 1) -> tuple[Array, Arr
     return np.ascontiguousarray(dx), dw
 
 
-def measured(x: Map, w: Array, stride: int = 1, wanted: bool = True) -> tuple[Array, tuple[Array, Array]]:
+def forward_with_moments(x: Map, w: Array, stride: int = 1, wanted: bool = True) -> tuple[Array, tuple[Array, Array]]:
     """y as `forward` has it and, if wanted, its moments in parts, with the rows in each. Raises ShapeError."""
     shape = check(x, w, stride)
     require_float32(x, w)
@@ -157,12 +157,12 @@ def backpropagated(dy: Source, x: Map, w: Array, stride: int = 1) -> tuple[Array
     parts = np.zeros((min(BLOCKS, len(x)), len(starts), 9, LANES), np.float32)
     dx = np.empty((*x.shape[:3], max(channels, LANES)), np.float32)
     given = widened(x)
-    sums = begun(given, len(parts))
+    sums = zero_sums(given, len(parts))
     _backward(widened(dy), given, *shape[1:3], filters, starts, stride, parts, dx, sums)
     vectors, lanes = np.divmod(np.arange(channels), LANES)
     lanes += vectors * LANES - starts[vectors]  # the last vector was moved back
     dw = parts.sum(axis=0)[vectors, :, lanes].T.reshape(3, 3, channels)
-    return leave(x, dx[..., :channels], sums), np.ascontiguousarray(dw)
+    return remember(x, dx[..., :channels], sums), np.ascontiguousarray(dw)
 
 
 def by_vector(w: Array) -> tuple[Array, npt.NDArray[np.int64]]:
@@ -176,11 +176,8 @@ def by_vector(w: Array) -> tuple[Array, npt.NDArray[np.int64]]:
 
 def check(x: Shaped, w: Shaped, stride: int, dy: Shaped | None = None) -> tuple[int, int, int, int]:
     """The shape of y. Raises ShapeError, naming the value and the rule."""
-    check_map(x)
+    shape = out_shape(x, stride)
     if w.shape != (3, 3, x.shape[3]):
         raise ShapeError(f"w has shape {w.shape}: a depthwise filter of {x.shape[3]} channels has (3, 3, {x.shape[3]})")
-    if stride not in (1, 2):
-        raise ShapeError(f"stride={stride} is not 1 or 2")
-    shape = (len(x), out_size(x.shape[1], stride), out_size(x.shape[2], stride), x.shape[3])
     check_gradient(dy, shape)
     return shape

@@ -20,14 +20,14 @@ import numpy as np
 from ..engine.machine import cpu, machine
 from ..errors import PyShuffleError
 
-BLOCKS = 16  # parts of a sum over pixels, at most, where neither a product's blocks nor the images are its parts
+BLOCKS = 16  # parts of a sum over pixels, at most, where the parts are not blocks of rows or images
 PACKAGE = resources.files("pyshuffle")  # not always a folder: it may be part of an archive
 TILES = ("emitter.py", "intrinsics.py", "library.py", "machine.py", "tiles.py", "training_tiles.py")  # of the engine
 OPS = sorted(file.name for file in (PACKAGE / "ops").iterdir() if file.name.endswith(".py"))
-STOOD_ON = (*(PACKAGE / "ops" / name for name in OPS), *(PACKAGE / "engine" / name for name in TILES))
+KERNEL_SOURCES = (*(PACKAGE / "ops" / name for name in OPS), *(PACKAGE / "engine" / name for name in TILES))
 # numba looks at a kernel's own file alone to see whether what it has compiled is of this source. But kernels call into others, and
 # into the tiles that this processor has, by name.
-SOURCES = hashlib.sha256(b"".join(path.read_bytes() for path in STOOD_ON) + repr((machine(), cpu())).encode()).hexdigest()
+SOURCES = hashlib.sha256(b"".join(path.read_bytes() for path in KERNEL_SOURCES) + repr((machine(), cpu())).encode()).hexdigest()
 
 _cache = True
 

@@ -4,8 +4,9 @@
     mean:     y[n, c] = 1/(H W) sum_{h, l} x[n, h, l, c]                                                    (both papers)
 x (N, H, W, C) -> y (N, ceil(H/2), ceil(W/2), C), or (N, C) for the mean.
 
-The gradient of a maximum goes to the first pixel of its window, in row order, that attains it. Of an average each pixel of its
-window gets dy / 9, of the mean each pixel dy / (H W). What several windows send to one pixel adds up.
+The gradient of a maximum goes to the first pixel of its window, in row order, that attains it. An average sends dy / 9 to every
+pixel of its window, the mean dy / (H W) to every pixel. What several windows send to one pixel adds up. To the kernels an average
+is a depthwise convolution, whose weights are all 1/9.
 
 Cost: no multiply-add that the papers count; every value of x is read.
 """
@@ -15,12 +16,13 @@ from numba import prange
 
 from ..engine.intrinsics import maximum_gradient_tile
 from ..engine.machine import FLOAT
-from ..types import Array, Shaped
-from .check import check_gradient, check_map, out_size, require_float32
+from ..types import Array
+from . import depthwise
+from .check import check_gradient, check_map, out_shape, require_float32
 from .jit import helper, kernel
 from .panels import LANES, vector_starts
 from .reading import Map, block, widened, widened_rows
-from .sums import begun, covary, leave
+from .sums import covary, remember, zero_sums
 from .windows import fold, windows
 
 
@@ -32,11 +34,12 @@ def max_reference(x: Array) -> Array:
 
 def max_backward_reference(dy: Array, x: Array) -> tuple[Array]:
     """dy (N, ceil(H/2), ceil(W/2), C) -> dx like x. Raises ShapeError."""
-    check_gradient(dy, pooled_shape(x))
-    view = windows(x, 3, 2, fill=-np.inf)
-    flat = view.reshape(*dy.shape[:3], 9, -1)
-    first = np.arange(9)[:, None] == flat.argmax(axis=3)[:, :, :, None]  # (N, I, J, 9, C)
-    return (fold((first * dy[:, :, :, None]).reshape(view.shape), x.shape, 2),)
+    check_gradient(dy, out_shape(x, 2))
+    view, inside = windows(x, 3, 2, fill=-np.inf), windows(np.ones_like(x), 3, 2)
+    attains = (inside == 1) & ((view == view.max(axis=(3, 4), keepdims=True)) | np.isnan(view))  # (N, I, J, 3, 3, C)
+    first = attains.reshape(*dy.shape[:3], 9, -1).argmax(axis=3)[:, :, :, None]  # (N, I, J, 1, C)
+    sent = np.where(np.arange(9)[:, None] == first, dy[:, :, :, None], 0)
+    return (fold(sent.reshape(view.shape), x.shape, 2),)
 
 
 def average_reference(x: Array) -> Array:
@@ -47,7 +50,7 @@ def average_reference(x: Array) -> Array:
 
 def average_backward_reference(dy: Array, x: Array) -> tuple[Array]:
     """dy (N, ceil(H/2), ceil(W/2), C) -> dx like x. Raises ShapeError."""
-    check_gradient(dy, pooled_shape(x))
+    check_gradient(dy, out_shape(x, 2))
     share = np.broadcast_to(dy[:, :, :, None, None] / 9, (*dy.shape[:3], 3, 3, dy.shape[3]))
     return (fold(share, x.shape, 2),)
 
@@ -112,48 +115,9 @@ def _max_backward(dy, x, starts, dx, sums):  # sums (N, 2, C) of dx, or (0, 0, 0
             covary(x, n * height * width, (n + 1) * height * width, dx.reshape(-1, channels), sums[n])
 
 
-@kernel
-def _average(x, y):
-    _, height, width, channels = x.shape
-    images, rows, columns, _ = y.shape
-    for row in prange(images * rows):
-        n, i = row // rows, row % rows
-        y[n, i] = 0
-        for h in range(max(2 * i - 1, 0), min(2 * i + 2, height)):
-            for j in range(columns):
-                for l in range(max(2 * j - 1, 0), min(2 * j + 2, width)):
-                    for c in range(channels):
-                        y[n, i, j, c] += x[n, h, l, c] * np.float32(1 / 9)
-
-
-@kernel
-def _average_backward(dy, dx):
-    _, rows, columns, channels = dy.shape
-    images, height, width, _ = dx.shape
-    for row in prange(images * height):
-        n, h = row // height, row % height
-        dx[n, h] = 0
-        for i in range(h // 2, min((h + 1) // 2 + 1, rows)):
-            for l in range(width):
-                for j in range(l // 2, min((l + 1) // 2 + 1, columns)):
-                    for c in range(channels):
-                        dx[n, h, l, c] += dy[n, i, j, c] * np.float32(1 / 9)
-
-
-@kernel
-def _mean(x, y):
-    images, height, width, channels = x.shape
-    for n in prange(images):
-        y[n] = 0
-        for h in range(height):
-            for l in range(width):
-                for c in range(channels):
-                    y[n, c] += x[n, h, l, c] / (height * width)
-
-
 def maximum(x: Map) -> Array:
     """x (N, H, W, C), float32 -> y (N, ceil(H/2), ceil(W/2), C). Raises ShapeError."""
-    shape = pooled_shape(x)
+    shape = out_shape(x, 2)
     require_float32(x)
     given = widened(x)
     y = np.empty((*shape[:3], given.channels), np.float32)
@@ -163,44 +127,35 @@ def maximum(x: Map) -> Array:
 
 def max_backward(dy: Array, x: Map) -> tuple[Array]:
     """dy (N, ceil(H/2), ceil(W/2), C), float32 -> dx like x. Raises ShapeError."""
-    check_gradient(dy, pooled_shape(x))
+    check_gradient(dy, out_shape(x, 2))
     require_float32(dy, x)
     given, wide_dy = widened(x), widened_rows(dy).reshape(*dy.shape[:3], -1)
-    dx, sums = np.empty((*x.shape[:3], given.channels), np.float32), begun(given, len(x))
+    dx, sums = np.empty((*x.shape[:3], given.channels), np.float32), zero_sums(given, len(x))
     _max_backward(wide_dy, given, vector_starts(given.channels), dx, sums)
-    return (leave(x, dx[..., : x.shape[3]], sums),)
+    return (remember(x, dx[..., : x.shape[3]], sums),)
 
 
-def average(x: Array) -> Array:
+def average(x: Map) -> Array:
     """x (N, H, W, C), float32 -> y (N, ceil(H/2), ceil(W/2), C). Raises ShapeError."""
-    y = np.empty(pooled_shape(x), np.float32)
-    require_float32(x)
-    _average(np.ascontiguousarray(x), y)
-    return y
-
-
-def average_backward(dy: Array, x: Array) -> tuple[Array]:
-    """dy (N, ceil(H/2), ceil(W/2), C), float32 -> dx like x. Raises ShapeError."""
-    check_gradient(dy, pooled_shape(x))
-    require_float32(dy, x)
-    dx = np.empty(x.shape, np.float32)
-    _average_backward(np.ascontiguousarray(dy), dx)
-    return (dx,)
-
-
-def mean(x: Array) -> Array:
-    """x (N, H, W, C), float32 -> y (N, C). Raises ShapeError."""
     check_map(x)
+    return depthwise.forward(x, ninths(x), stride=2)
+
+
+def average_backward(dy: Array, x: Map) -> tuple[Array]:
+    """dy (N, ceil(H/2), ceil(W/2), C), float32 -> dx like x. Raises ShapeError."""
+    check_map(x)
+    return depthwise.backward(dy, x, ninths(x), stride=2)[:1]
+
+
+def ninths(x: Map) -> Array:
+    """The weights of the depthwise convolution that an average is."""
+    return np.full((3, 3, x.shape[3]), 1 / 9, np.float32)
+
+
+def mean(x: Map) -> Array:
+    """x (N, H, W, C), float32 -> y (N, C). Raises ShapeError."""
     require_float32(x)
-    y = np.empty((x.shape[0], x.shape[3]), np.float32)
-    _mean(np.ascontiguousarray(x), y)
-    return y
+    return mean_reference(np.asarray(x))
 
 
 mean_backward = mean_backward_reference  # a division and a broadcast: nothing for a kernel
-
-
-def pooled_shape(x: Shaped) -> tuple[int, int, int, int]:
-    """The shape of y. Raises ShapeError."""
-    check_map(x)
-    return x.shape[0], out_size(x.shape[1], 2), out_size(x.shape[2], 2), x.shape[3]

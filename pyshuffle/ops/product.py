@@ -23,7 +23,7 @@ from .jit import BLOCKS, helper, kernel
 from .moments import measure
 from .panels import LANES, MOST, TALL, Table, dx_panels, gradient_cuts, packed, panels, transpose, wide
 from .reading import NOTHING, Source, read, read_narrow, read_vectors
-from .sums import NO_SUMS, begun, covary
+from .sums import NO_SUMS, covary, zero_sums
 
 HEIGHT = np.array([machine().heights.get(vectors, 0) for vectors in range(MOST + 1)])  # of a tile
 ROWS = 16 * TALL  # of x in a block: they stay in the near caches while all panels are computed
@@ -33,22 +33,33 @@ ZEROS = np.zeros(MOST * LANES, np.float32)
 STORED = np.arange(MOST, dtype=np.uint32) * np.uint32(LANES * FLOAT)  # vectors side by side
 
 
+class Band(NamedTuple):
+    """What a block reads of a map (N, H, W, C): for windows, K rows of it with their border of zeros."""
+
+    size: int  # K; 0 where rows are pixels
+    stride: int
+    height: int  # H
+    width: int  # W
+    rows: int  # of y in an image
+    pixels: int  # that a block reads
+
+
 class View(NamedTuple):
-    """How an array is the rows of a matrix, block by block: from where a block begins, channel c of tap t of its row r is
-    rows[r] + taps[t] + 4 c bytes away."""
+    """How an array is the rows of a matrix, block by block. Channel c of tap t of row r lies rows[r] + taps[t] + 4 c bytes from the
+    beginning of its block."""
 
     size: int  # rows
     blocks: int
     rows: Table  # uint32, of a block
     taps: tuple[int, ...]  # of a window
-    band: tuple[int, int, int, int, int, int]  # K (0: rows are pixels), stride, H, W, rows of y in an image, pixels a block reads
+    band: Band
 
 
 @lru_cache(maxsize=4096)
 def pixel_rows(count: int, channels: int) -> View:
     """Every pixel of an array (P, C) is a row; in blocks of ROWS, the last of which may have fewer."""
     rows = np.arange(min(ROWS, count), dtype=np.uint32) * np.uint32(channels * FLOAT)
-    return View(count, -(-count // ROWS), rows, (0,), (0, 0, 0, 0, 0, len(rows)))
+    return View(count, -(-count // ROWS), rows, (0,), Band(0, 0, 0, 0, 0, len(rows)))
 
 
 @lru_cache(maxsize=4096)
@@ -60,7 +71,7 @@ def window_rows(shape: tuple[int, int, int], source: tuple[int, ...], size: int,
     across, pixel = source_width + size // 2 * 2, channels * FLOAT
     taps = np.add.outer(np.arange(size) * across, np.arange(size)).ravel() * pixel
     rows = (np.arange(width) * stride * pixel).astype(np.uint32)
-    band = size, stride, source_height, source_width, height, size * across
+    band = Band(size, stride, source_height, source_width, height, size * across)
     return View(images * height * width, images * height, rows, tuple(taps.tolist()), band)
 
 
@@ -92,36 +103,34 @@ def read_block(x, band, b, first, out):
 
 
 @kernel
-def _multiply(x, blocks, band, x_rows, size, x_columns, begins, table, y_columns, weights, y_rows, y, moments):
+def _multiply(x, blocks, band, x_rows, size, p, weights, y_rows, y, moments):
     # y (size, O), moments (blocks, 3, O) or (0, 0, 0)
     for b in prange(blocks):
         first = b * len(x_rows)
         last = min(first + len(x_rows), size)
-        values = np.empty((band[5], x.channels), np.float32)
-        read_block(x, band, b, first, values[: last - first] if band[0] == 0 else values)
-        for panel in range(len(table)):
-            halves, vector, _, source, at = table[panel]
-            begin, end = begins[panel], begins[panel + 1]
+        values = np.empty((band.pixels, x.channels), np.float32)
+        read_block(x, band, b, first, values[: last - first] if band.size == 0 else values)
+        for panel in range(len(p.table)):
+            halves, vector, _, source, at = p.table[panel]
+            begin, end = p.begins[panel], p.begins[panel + 1]
             tile(
-                halves, last - first, np.int64(values.ctypes.data) + source, x_rows.ctypes.data, x_columns.ctypes.data + begin * 4,
+                halves, last - first, np.int64(values.ctypes.data) + source, x_rows.ctypes.data, p.columns.ctypes.data + begin * 4,
                 end - begin, weights.ctypes.data + at * FLOAT, y.ctypes.data + first * y.shape[1] * FLOAT, y_rows.ctypes.data,
-                y_columns.ctypes.data + vector * 4, NONE,
+                p.places.ctypes.data + vector * 4, NONE,
             )  # fmt: skip
         if len(moments):
             measure(y, first, last, moments[b])
 
 
-def multiply(x: Source, view: View, w: Array, groups: int, measured: bool = False) -> tuple[Array, Array]:
+def multiply(x: Source, view: View, w: Array, groups: int, with_moments: bool = False) -> tuple[Array, Array]:
     """The rows of x times w (taps, C/G, O) -> y (P, O or LANES), and, if wanted, the moments of its blocks (B, 3, O)."""
     outputs = w.shape[2]
     w, groups = wide(w, groups)
     p = panels(view.taps, groups, w.shape[1], w.shape[2] // groups)
     y = np.empty((view.size, w.shape[2]), np.float32)
-    moments = np.empty((view.blocks, 3, w.shape[2]) if measured else (0, 0, 0))
-    _multiply(
-        x, view.blocks, view.band, view.rows, view.size, p.columns, p.begins, p.table, p.places,
-        packed(w, p, groups), places(len(view.rows), w.shape[2]), y, moments,
-    )  # fmt: skip
+    moments = np.empty((view.blocks, 3, w.shape[2]) if with_moments else (0, 0, 0))
+    weights, y_rows = packed(w, p, groups), places(len(view.rows), w.shape[2])
+    _multiply(x, view.blocks, view.band, view.rows, view.size, p, weights, y_rows, y, moments)
     return y, moments[..., :outputs]
 
 
@@ -133,8 +142,7 @@ def places(rows: int, columns: int) -> Table:
 
 @kernel
 def _backward(
-    dy, x, blocks, band, x_rows, size, first_channels, last_channels, cells, targets, stored, inputs, parts,
-    dy_rows, dy_columns, begins, table, dx_columns, weights, dx_rows, before, dx, sums,
+    dy, x, blocks, band, x_rows, size, c, stored, inputs, parts, dy_rows, dy_columns, p, weights, dx_rows, before, dx, sums,
 ):  # fmt: skip
     # parts (BLOCKS or fewer, cuts, taps C/G and some more, vectors, LANES): of dw; dx (P, columns) or (0, 0); before: what dx begins
     # with, like it, or (0, 0); sums (parts, 2, C) of dx, or (0, 0, 0)
@@ -142,7 +150,7 @@ def _backward(
     row = vectors * LANES * FLOAT
     for part in prange(count):
         dy_values = np.zeros((cuts * len(x_rows), vectors * LANES), np.float32)
-        x_values = np.empty((band[5], x.channels), np.float32)
+        x_values = np.empty((band.pixels, x.channels), np.float32)
         before_values = np.empty((len(x_rows) if len(before) else 0, dx.shape[1]), np.float32)
         first_block = part * blocks // count
         for b in range(first_block, (part + 1) * blocks // count):
@@ -153,20 +161,18 @@ def _backward(
                     read_narrow(dy, begin, dy_values[cut * len(x_rows) : cut * len(x_rows) + here], 0)
                 else:
                     target = dy_values.ctypes.data + cut * len(x_rows) * row
-                    read_vectors(
-                        dy, begin, here, vectors, first_channels[cut], last_channels[cut], target, row, row - LANES * FLOAT
-                    )
-            read_block(x, band, b, begin, x_values[:here] if band[0] == 0 else x_values)
+                    read_vectors(dy, begin, here, vectors, c.first[cut], c.last[cut], target, row, row - LANES * FLOAT)
+            read_block(x, band, b, begin, x_values[:here] if band.size == 0 else x_values)
             if len(before):  # not into dx itself: where tiles and vectors overlap, they would add to it twice
                 given, goal = before[begin : begin + here].reshape(-1), before_values.reshape(-1)
                 for k in range(len(given)):
                     goal[k] = given[k]
-            for panel in range(len(table) if len(dx) else 0):
-                halves, vector, _, _, at = table[panel]
+            for panel in range(len(p.table) if len(dx) else 0):
+                halves, vector, _, _, at = p.table[panel]
                 tile(
-                    halves, here, dy_values.ctypes.data, dy_rows.ctypes.data, dy_columns.ctypes.data + begins[panel] * 4,
-                    begins[panel + 1] - begins[panel], weights.ctypes.data + at * FLOAT,
-                    dx.ctypes.data + begin * dx.shape[1] * FLOAT, dx_rows.ctypes.data, dx_columns.ctypes.data + vector * 4,
+                    halves, here, dy_values.ctypes.data, dy_rows.ctypes.data, dy_columns.ctypes.data + p.begins[panel] * 4,
+                    p.begins[panel + 1] - p.begins[panel], weights.ctypes.data + at * FLOAT,
+                    dx.ctypes.data + begin * dx.shape[1] * FLOAT, dx_rows.ctypes.data, p.places.ctypes.data + vector * 4,
                     np.int64(before_values.ctypes.data) if len(before) else NONE,
                 )  # fmt: skip
             if len(sums):
@@ -176,8 +182,8 @@ def _backward(
                 source = np.int64(x_values.ctypes.data) + g * inputs * FLOAT
                 out = np.int64(parts[part, cut].ctypes.data)
                 tile(
-                    2 * vectors, length // HEIGHT[vectors] * HEIGHT[vectors], source, cells.ctypes.data, x_rows.ctypes.data, here,
-                    dy_values.ctypes.data + cut * len(x_rows) * row, out, targets.ctypes.data, stored.ctypes.data,
+                    2 * vectors, length // HEIGHT[vectors] * HEIGHT[vectors], source, c.cells.ctypes.data, x_rows.ctypes.data, here,
+                    dy_values.ctypes.data + cut * len(x_rows) * row, out, c.targets.ctypes.data, stored.ctypes.data,
                     NONE if b == first_block else out,
                 )  # fmt: skip
 
@@ -214,11 +220,10 @@ def backward(
     p, dy_columns = dx_panels(cut, wide_groups, wide_w.shape[1], wide_w.shape[2] // wide_groups)
     dx = np.empty((view.size, wide_w.shape[2]) if need_dx else (0, 0), np.float32)
     fits = need_dx and dx.shape[1] == columns
-    sums = begun(x, count) if fits and view.band[0] == 0 else NO_SUMS
+    sums = zero_sums(x, count) if fits and view.band.size == 0 else NO_SUMS
     _backward(
-        dy, x, view.blocks, view.band, view.rows, view.size, c.first, c.last, c.cells, c.targets, STORED, inputs, parts,
-        places(len(view.rows), c.vectors * LANES), dy_columns, p.begins, p.table, p.places,
-        packed(wide_w, p, wide_groups), places(len(view.rows), wide_w.shape[2]), before, dx, sums,
+        dy, x, view.blocks, view.band, view.rows, view.size, c, STORED, inputs, parts, places(len(view.rows), c.vectors * LANES),
+        dy_columns, p, packed(wide_w, p, wide_groups), places(len(view.rows), wide_w.shape[2]), before, dx, sums,
     )  # fmt: skip
     dw = np.empty((taps * inputs, w.shape[2]), np.float32)
     _add_up(parts, c.runs, dw)

@@ -48,7 +48,7 @@ class Normalised:
 
     def __init__(self, x: Array, mean: Array, var: Array, gamma: Array, beta: Array, relu: bool) -> None:
         require_jit()
-        self.known: tuple[Array, Array] | None = None  # a gradient with respect to it, and its sums (sums.py)
+        self.gradient_and_sums: tuple[Array, Array] | None = None  # a gradient with respect to it, and its sums (sums.py)
         self.x, self.mean, self.var, self.gamma = x, mean, var, gamma
         self.shape, self.ndim, self.size, self.dtype = x.shape, x.ndim, x.size, x.dtype
         constants = np.zeros((5, x.shape[-1]), np.float32)

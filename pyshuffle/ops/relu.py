@@ -12,6 +12,7 @@ from numba import prange
 from ..types import Array
 from .check import check_gradient, require_float32
 from .jit import kernel, rows
+from .reading import Map
 
 
 def forward_reference(x: Array, limit: float = np.inf) -> Array:
@@ -20,7 +21,7 @@ def forward_reference(x: Array, limit: float = np.inf) -> Array:
 
 def backward_reference(dy: Array, x: Array, limit: float = np.inf) -> tuple[Array]:
     check_gradient(dy, x.shape)
-    return (dy * ((x > 0) & (x < limit)),)
+    return (np.where((x > 0) & (x < limit), dy, 0),)
 
 
 @kernel
@@ -38,18 +39,18 @@ def _backward(dy, x, limit, dx):  # (P, C)
             dx[p, c] = dy[p, c] if 0 < x[p, c] < limit else np.float32(0)
 
 
-def forward(x: Array, limit: float = np.inf) -> Array:
+def forward(x: Map, limit: float = np.inf) -> Array:
     """x (..., C), float32 -> y like x. Raises ShapeError."""
     require_float32(x)
     y = np.empty(x.shape, np.float32)
-    _forward(rows(x), np.float32(limit), rows(y))
+    _forward(rows(np.asarray(x)), np.float32(limit), rows(y))
     return y
 
 
-def backward(dy: Array, x: Array, limit: float = np.inf) -> tuple[Array]:
+def backward(dy: Array, x: Map, limit: float = np.inf) -> tuple[Array]:
     """dy like x, float32 -> dx. Raises ShapeError."""
     check_gradient(dy, x.shape)
     require_float32(dy, x)
     dx = np.empty(x.shape, np.float32)
-    _backward(rows(dy), rows(x), np.float32(limit), rows(dx))
+    _backward(rows(dy), rows(np.asarray(x)), np.float32(limit), rows(dx))
     return (dx,)

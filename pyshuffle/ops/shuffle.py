@@ -10,8 +10,8 @@ shuffle with g groups is the shuffle with n groups.
     concat:  y = [a | b] along the channels                                                          (V2, figure 3 (c), (d))
 Each is the gradient of the other.
 
-Cost: no multiply-add, but every value is read and written; by a split only once it is read. The engine moves nothing: there a
-shuffle is the order of a list.
+Cost: no multiply-add, but every value is read and written. Only the kernels' split copies nothing (the audit counts it all the same),
+and the engine moves nothing at all: there a shuffle is the order of a list.
 """
 
 import math
@@ -28,7 +28,7 @@ from ..types import Array, Shaped
 from .check import check_gradient, require_float32
 from .jit import kernel, rows
 from .reading import ROWS, Map, cuts, read, source
-from .sums import NO_SUMS, begun, covary, leave
+from .sums import NO_SUMS, covary, remember, zero_sums
 
 T = TypeVar("T")
 
@@ -200,12 +200,12 @@ def unjoin(dy: Array | Joined, groups: int, *maps: Map) -> tuple[Array, ...]:
     pixels, channels = dy.size // dy.shape[-1], dy.shape[-1]
     halves, nothing = [dy.left, dy.right] if isinstance(dy, Joined) else [dy], np.empty((pixels, 0), np.float32)
     gradients, sources, ends = [np.empty(x.shape, np.float32) for x in maps], [source(x) for x in maps], cuts(pixels)
-    sums = [begun(x, len(ends) - 1) for x in sources]
+    sums = [zero_sums(x, len(ends) - 1) for x in sources]
     _unjoin(
-        *two(map(rows, halves), nothing), groups, order(channels, channels // groups), ends, *two(map(rows, gradients), nothing),
+        *two(map(rows, halves), nothing), groups, order(channels, group_size(dy, groups)), ends, *two(map(rows, gradients), nothing),
         *two(sources, sources[0]), *two(sums, NO_SUMS),
     )  # fmt: skip
-    return tuple(map(leave, maps, gradients, sums))
+    return tuple(map(remember, maps, gradients, sums))
 
 
 def two(given: Iterable[T], none: T) -> list[T]:

@@ -46,13 +46,13 @@ def covary(x, begin, end, dz, sums):
             sums[1, c] += product[c]
 
 
-def begun(x: Source, parts: int) -> Array:
+def zero_sums(x: Source, parts: int) -> Array:
     """Sums (parts, 2, C) to be added to for the gradient with respect to x; none if nobody will ask for them."""
     return np.zeros((parts, 2, x.channels)) if x.kind == NORMALISED else NO_SUMS
 
 
-def leave(x: Map, dx: Array, sums: Array) -> Array:
+def remember(x: Map, dx: Array, sums: Array) -> Array:
     """dx like x, whose sums are known to x from now on."""
     if isinstance(x, Normalised) and len(sums):
-        x.known = dx, sums
+        x.gradient_and_sums = dx, sums
     return dx
