@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from . import cli, nets, tables
-from .backends.cost import FLOAT, Cost, Map, Row, count
+from .backends.cost import FLOAT, Cost, Row, Shape, count
 from .errors import ArchError, PyShuffleError
 from .experiments import UNITS
 from .figures import counted, figures, misprints
@@ -113,7 +113,7 @@ def unit(args: argparse.Namespace) -> int:
         )
     lines, wrong = [], 0
     for name, (formula, cost, main) in UNITS.items():
-        ops, x = Cost(), Map((1, side, side, c))
+        ops, x = Cost(), Shape((1, side, side, c))
         ops.relu(ops.add(x, main(ops, x, c, m, g)))
         here, there = sum(row.macs for row in ops.rows), cost(side * side, c, m, g)
         wrong += here != there

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from . import cli, image, tables
-from .backends.cost import Cost, Map
+from .backends.cost import Cost, Shape
 from .nets import ShuffleNetV2
 
 HEADINGS = ("operation", "output", "what becomes of it")
@@ -22,7 +22,7 @@ class Sections(Cost):
     def begin(self, title: str) -> None:
         self.parts[title] = []
 
-    def record(self, op: str, y: Map, inputs: tuple[Map, ...], name: str = "", *rest: Any, **more: Any) -> Map:
+    def record(self, op: str, y: Shape, inputs: tuple[Shape, ...], name: str = "", *rest: Any, **more: Any) -> Shape:
         super().record(op, y, inputs, name, *rest, **more)
         if name.startswith("conv5.0"):
             self.begin("Head")
@@ -30,7 +30,7 @@ class Sections(Cost):
         self.parts[next(reversed(self.parts))].append((f"{op} {name}".strip(), shape(y), self.said(op, y, inputs, kernel)))
         return y
 
-    def said(self, op: str, y: Map, inputs: tuple[Map, ...], kernel: int) -> str:
+    def said(self, op: str, y: Shape, inputs: tuple[Shape, ...], kernel: int) -> str:
         """In words."""
         x, channels = inputs[0], inputs[0].shape[-1]
         stride = f", stride {y.jump // x.jump}" if y.jump > x.jump else ""
@@ -45,7 +45,7 @@ class Sections(Cost):
             "split": f"0 to {half - 1} pass untouched, {half} to {channels - 1} go on",
             "concat": f"{' + '.join(str(part.shape[-1]) for part in inputs)} channels side by side",
             "shuffle": f"channel {half} b + a becomes 2 a + b",
-            "mean": f"of all {' x '.join(map(str, x.shape[1:3]))} pixels; its receptive field is {y.field} pixels each way",
+            "mean": f"of all {' x '.join(map(str, x.shape[1:3]))} pixels; its receptive field is {y.field} x {y.field} pixels",
             "linear": f"{channels} features to {y.shape[-1]} classes",
         }[op]
 
@@ -77,7 +77,7 @@ def page(photo: str, net: Traced) -> Iterator[str]:
     resized, cropped = image.resize(picture, preprocess), image.crop(picture, preprocess)
     pixels = image.prepare(picture, preprocess)
     ops = Sections()
-    net(ops, Map(pixels.shape))
+    net(ops, Shape(pixels.shape))
     yield f"# A photograph through ShuffleNet V2 {net.width}\n"
     yield f"Made by `python -m pyshuffle.trace {photo}`. Shapes are (height, width, channels); table 5 of the paper has the stages.\n"
     yield "## Photograph\n"
@@ -107,7 +107,7 @@ def titled(name: str) -> str:
     return f"Stage {stage}, unit {unit}"
 
 
-def shape(y: Map) -> str:
+def shape(y: Shape) -> str:
     return " x ".join(map(str, y.shape[1:]))
 
 

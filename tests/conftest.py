@@ -22,7 +22,7 @@ from golden.make_logits import parameters
 from hypothesis import HealthCheck, settings
 
 from pyshuffle.backends.arrays import Arrays
-from pyshuffle.backends.cost import Cost, Map
+from pyshuffle.backends.cost import Cost, Shape
 from pyshuffle.backends.numba import Numba
 from pyshuffle.backends.reference import Reference
 from pyshuffle.nets import MobileNetV1, MobileNetV2, ShuffleNetV1, ShuffleNetV2, mobilenet, shufflenet_v1, shufflenet_v2
@@ -162,7 +162,7 @@ def draw(*shape: int, dtype: type[np.floating] = np.float64, seed: int = 0) -> A
 def draw_params(net: Callable, shape: tuple[int, ...], dtype: type[np.floating] = np.float64, seed: int = 0) -> Params:
     """Parameters, with running statistics, for a function over operations that reads a map of the given shape."""
     cost = Cost()
-    net(cost, Map(shape))
+    net(cost, Shape(shape))
     return {name: value.astype(dtype) for name, value in parameters(cost.shapes, seed).items()}
 
 

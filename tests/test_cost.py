@@ -8,7 +8,7 @@ from conftest import draw, draw_params
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from pyshuffle.backends.cost import FLOAT, Cost, Map, Row, count, parameter_shapes
+from pyshuffle.backends.cost import FLOAT, Cost, Row, Shape, count, parameter_shapes
 from pyshuffle.backends.ops import Ops
 from pyshuffle.backends.reference import Reference
 from pyshuffle.backends.tape import Tape
@@ -155,7 +155,7 @@ def test_the_shuffle_costs_nothing_that_the_papers_count():
 def one(op: str, *args, x: tuple[int, ...] = (2, 7, 5, 6), **settings) -> Row:
     """The row of one operation on a map of 2 images, 7x5 pixels, 6 channels, that sees 3 pixels in steps of 2."""
     cost = Cost()
-    getattr(cost, op)(Map(x, field=3, jump=2), *args, **settings)
+    getattr(cost, op)(Shape(x, field=3, jump=2), *args, **settings)
     (row,) = cost.rows
     return row
 
@@ -163,7 +163,7 @@ def one(op: str, *args, x: tuple[int, ...] = (2, 7, 5, 6), **settings) -> Row:
 def test_a_grouped_strided_convolution():
     row = one("conv", "name", 12, kernel=3, stride=2, groups=3)
     assert row.name == "name"
-    assert row.output == Map((2, 4, 3, 12), field=3 + 2 * 2, jump=4)
+    assert row.output == Shape((2, 4, 3, 12), field=3 + 2 * 2, jump=4)
     assert row.params == 3 * 3 * 2 * 12
     assert row.macs == (2 * 4 * 3 * 12) * (3 * 3 * 2)
     assert row.read == FLOAT * (2 * 7 * 5 * 6 + 3 * 3 * 2 * 12)
@@ -176,12 +176,12 @@ def test_a_1x1_convolution_reads_and_writes_what_guideline_1_says():
     row = one("conv", "name", c2, groups=g, x=(1, h, w, c1))
     assert row.read + row.written == FLOAT * (h * w * (c1 + c2) + c1 * c2 // g)
     assert row.macs == h * w * c1 * c2 // g
-    assert row.output == Map((1, h, w, c2), field=3, jump=2)
+    assert row.output == Shape((1, h, w, c2), field=3, jump=2)
 
 
 def test_a_depthwise_convolution():
     row = one("depthwise", "name", stride=2)
-    assert row.output == Map((2, 4, 3, 6), field=7, jump=4)
+    assert row.output == Shape((2, 4, 3, 6), field=7, jump=4)
     assert (row.params, row.macs) == (9 * 6, 2 * 4 * 3 * 6 * 9)
     assert (row.read, row.written) == (FLOAT * (2 * 7 * 5 * 6 + 9 * 6), FLOAT * 2 * 4 * 3 * 6)
 
@@ -195,7 +195,7 @@ def test_a_batch_normalisation_reads_four_vectors_and_trains_two():
 @pytest.mark.parametrize("op", ["maxpool", "avgpool"])
 def test_a_pool(op):
     row = one(op)
-    assert row.output == Map((2, 4, 3, 6), field=7, jump=4)
+    assert row.output == Shape((2, 4, 3, 6), field=7, jump=4)
     assert (row.params, row.macs) == (0, 0)
 
 
@@ -220,11 +220,11 @@ def test_what_moves_channels_computes_nothing_but_moves_bytes():
 
 def test_two_branches_meet():
     """A sum or a concat sees what either branch sees, and reads both."""
-    wide, narrow = Map((1, 4, 4, 6), field=7, jump=2), Map((1, 4, 4, 6), field=3, jump=2)
+    wide, narrow = Shape((1, 4, 4, 6), field=7, jump=2), Shape((1, 4, 4, 6), field=3, jump=2)
     for a, b in ((wide, narrow), (narrow, wide)):
         cost = Cost()
         assert cost.add(a, b) == wide
-        assert cost.concat(a, b) == Map((1, 4, 4, 12), field=7, jump=2)
+        assert cost.concat(a, b) == Shape((1, 4, 4, 12), field=7, jump=2)
         assert [row.read for row in cost.rows] == [FLOAT * 2 * 4 * 4 * 6] * 2
         assert [row.written for row in cost.rows] == [FLOAT * 4 * 4 * 6, FLOAT * 4 * 4 * 12]
 
@@ -284,7 +284,7 @@ class Plain(Tape):
 def test_what_is_counted_is_what_runs(net, height, width, batch):
     """Row by row the operation, the shape of its output and its multiply-adds, for images of any size, odd ones too."""
     cost, x = Cost(), draw(batch, height, width, 3)
-    net(cost, Map(x.shape))
+    net(cost, Shape(x.shape))
     tape = Plain(Reference(draw_params(net, x.shape)))
     logits = net(tape, x)
 

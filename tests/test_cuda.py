@@ -21,8 +21,7 @@ from simulator import Simulated, Small, failing
 
 from pyshuffle import classify, cli, streams
 from pyshuffle import cuda as kernels
-from pyshuffle.backends.cost import Cost, count
-from pyshuffle.backends.cost import Map as Shape
+from pyshuffle.backends.cost import Cost, Shape, count
 from pyshuffle.backends.cuda import Cuda
 from pyshuffle.backends.reference import Reference
 from pyshuffle.cuda import check, launch

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from test_meetings import logits_in_turn
 
 from pyshuffle import engine
-from pyshuffle.backends.cost import Cost, Map, parameter_shapes
+from pyshuffle.backends.cost import Cost, Shape, parameter_shapes
 from pyshuffle.backends.numba import Numba
 from pyshuffle.backends.reference import Reference
 from pyshuffle.engine import Model, bands
@@ -715,7 +715,7 @@ PLANNED = [
 @pytest.mark.parametrize(("net", "height", "width"), PLANNED, ids=str)
 def test_the_plan_counts_what_the_network_costs(net, height, width):
     cost = Cost()
-    net(cost, Map((1, height, width, 3)))
+    net(cost, Shape((1, height, width, 3)))
     assert sum(map(multiply_adds, plan_of(net, height, width).steps)) == sum(row.macs for row in cost.rows)
 
 
@@ -723,7 +723,7 @@ def test_the_plan_counts_what_the_network_costs(net, height, width):
 def test_the_plan_has_a_step_for_every_convolution_and_pool_and_for_nothing_else(net, height, width):
     """No batch normalisation, ReLU or addition, and nothing that only moves channels."""
     cost = Cost()
-    net(cost, Map((1, height, width, 3)))
+    net(cost, Shape((1, height, width, 3)))
     steps = ("conv", "depthwise", "maxpool", "avgpool", "mean", "linear")
     expected = sorted(row.name or row.op for row in cost.rows if row.op in steps)
     first, *planned, last = (step.name for step in plan_of(net, height, width).steps)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyshuffle import engine
-from pyshuffle.backends.cost import FLOAT, Cost, Map
+from pyshuffle.backends.cost import FLOAT, Cost, Shape
 from pyshuffle.backends.reference import Reference
 from pyshuffle.experiments import GUIDELINES, SIDE, TABLE8, cost, draw
 
@@ -34,7 +34,7 @@ def test_a_row_is_the_block_that_it_is_named_for():
     """Its convolutions, sums and ReLUs; in G3 as many fragments, in parallel or in series, in G4 a bottleneck with what is named."""
     for line in (*GUIDELINES["G3"].lines, *GUIDELINES["G4"].lines):
         ops, fragments = Cost(), int(line.name[0]) if line.name[0].isdigit() else 0
-        line.block(ops, Map((1, 8, 8, 64)), "block", 64)
+        line.block(ops, Shape((1, 8, 8, 64)), "block", 64)
         found = tuple(sum(row.op == op for row in ops.rows) for op in ("conv", "add", "relu"))
         sums = fragments - 1 if "parallel" in line.name else int("shortcut" in line.name)
         assert found == (fragments or 3, sums, 3 * ("ReLU" in line.name)), line.name
@@ -46,7 +46,7 @@ def test_a_row_is_the_block_that_it_is_named_for():
 @given(h=st.integers(1, 30), w=st.integers(1, 30), c1=st.integers(1, 50), c2=st.integers(1, 50), g=st.integers(1, 4))
 def test_memory_access_is_what_the_audit_counts(h, w, c1, c2, g):
     ops = Cost()
-    ops.conv(Map((1, h, w, g * c1)), "name", g * c2, groups=g)
+    ops.conv(Shape((1, h, w, g * c1)), "name", g * c2, groups=g)
     (row,) = ops.rows
     assert memory_access(h, w, g * c1, g * c2, g) == (row.read + row.written) // FLOAT
     product = h * w * g * c1 * c2  # B: the multiply-adds
@@ -70,7 +70,7 @@ def test_the_formula_gives_the_tables_memory_access(name):
     """Of its convolutions; in G3 sums are read and written besides."""
     for line, (net, *_) in zip(GUIDELINES[name].lines, GUIDELINES[name].stacks(), strict=True):
         ops = Cost()
-        net(ops, Map(net.shape))
+        net(ops, Shape(net.shape))
         total, groups = 0, int(line.name.split()[0]) if name == "G2" else 1
         for row in ops.rows[1:-1]:
             c2 = row.output.shape[3]

@@ -32,7 +32,7 @@ class Value(NamedTuple):
 
 
 class Graph(Ops[Value]):
-    """`graph = Graph(params); y = graph.linear(...)`, and so on; then `graph.nodes` and `graph.constants`."""
+    """`graph = Graph(params); net(graph, Value("image", (3, 224, 224)))`; then `graph.nodes` and `graph.constants`."""
 
     def __init__(self, params: Params) -> None:
         self.params = params

@@ -6,7 +6,7 @@ concat and shuffle cost nothing to whoever reads through another table (../engin
 channels, a thread EACH by EACH of them, in registers; the pixels and channels of a thread lie SIDE apart, so that what neighbouring
 threads read and write are neighbouring channels.
 
-The gradient with respect to x is the same product: with w turned by half a circle and transposed, and the pixels of dy `spread`
+The gradient with respect to x is the same product: with w rotated by 180 degrees and transposed, and the pixels of dy `spread`
 apart on the grid of x. That with respect to w is a product over pixels, which blocks share; their parts are then added up.
 """
 
@@ -31,8 +31,8 @@ BIAS, RESIDUAL, RELU = 1, 2, 4  # what may follow the product, as bits
 
 @cuda.jit(device=True, inline="always")
 def source(i, j, tap, wide, spread, height, width):
-    """The pixel of x that a tap of a window of wide x wide pixels sees which begins at (i, j), or -1 for none. The spread, 1 or 2, is
-    not divided by."""
+    """The pixel of x under `tap` of the wide x wide window that begins at (i, j), or -1 outside x. The spread, 1 or 2, is not divided
+    by."""
     h, l, odd = i + tap // wide, j + tap % wide, spread - 1
     if h < 0 or l < 0 or (h | l) & odd or h >= height * spread or l >= width * spread:
         return -1

@@ -2,7 +2,7 @@
 
 A block filters LANES channels of ROWS by COLUMNS pixels of y: the pixels that it needs, with their halo, are gathered into shared
 memory once, neighbouring threads reading neighbouring channels; a thread then computes one row of one channel. The gradient with
-respect to x is the same with the filter turned by half a circle, and the pixels of dy `spread` apart on the grid of x. That with
+respect to x is the same with the filter rotated by 180 degrees, and the pixels of dy `spread` apart on the grid of x. That with
 respect to w is summed by blocks over parts of the pixels, which are then added up.
 """
 
@@ -129,7 +129,7 @@ def filtered(
     limit: float = math.inf,
 ) -> None:  # fmt: skip
     """One launch; the arguments are those of conv.product, but view has neither kernel nor stride, and written ends with all
-    channels; read has no channels, and there is no residual. turned: whether w is turned by half a circle."""
+    channels; read has no channels, and there is no residual. turned: whether w is rotated by 180 degrees."""
     images, rows, columns, *_ = view
     grid = images * blocks_for(rows, ROWS) * blocks_for(columns, COLUMNS), blocks_for(written[3], LANES)
     (filter_stride1 if stride == 1 else filter_stride2)(grid, x, offsets, w, bias, y, view, read, written, turned, follow, limit)

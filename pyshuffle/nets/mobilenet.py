@@ -25,7 +25,7 @@ V1_UNITS = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1
 V1_WIDTHS = (0.25, 0.5, 0.75, 1.0)
 V1_NOTES = (
     "The last depthwise convolution is often printed with stride 2: it is stride 1.",
-    "The share of its 3x3 convolution is often printed as 1.19%: it is 1.91%.",
+    "The share of its 3x3 convolution in the multiply-adds is often printed as 1.19%: it is 1.91%.",
 )
 
 V2_STEM, V2_LAST = 32, 1280
@@ -45,7 +45,6 @@ class MobileNetV1(Net):
     classes: int = 1000
 
     arch: ClassVar[str] = "mobilenet_v1"
-    choices: ClassVar[dict[str, tuple[str, ...]]] = {}
 
     def __post_init__(self) -> None:
         self.check()
@@ -78,7 +77,6 @@ class MobileNetV2(Net):
     classes: int = 1000
 
     arch: ClassVar[str] = "mobilenet_v2"
-    choices: ClassVar[dict[str, tuple[str, ...]]] = {}
 
     def __post_init__(self) -> None:
         self.check()

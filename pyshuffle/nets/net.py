@@ -30,7 +30,7 @@ class Net:
     width: float
     classes: int
     arch: ClassVar[str]
-    choices: ClassVar[dict[str, tuple[str, ...]]]  # the settings that are one of a few names
+    choices: ClassVar[dict[str, tuple[str, ...]]] = {}  # the settings that are one of a few names
 
     def __init__(self, **settings: Any) -> None: ...  # each dataclass has its own
 
@@ -45,7 +45,7 @@ class Net:
 
     @classmethod
     def variants(cls) -> Iterator[Net]:
-        """Every network of the family whose parameters differ in name or shape, for 1000 classes."""
+        """Every network of the family, of the published widths, whose parameters differ in name or shape, for 1000 classes."""
         raise NotImplementedError
 
     def check(self) -> None:

@@ -100,7 +100,6 @@ class ShuffleNetV1(Net):
 
     @classmethod
     def variants(cls) -> Iterator[ShuffleNetV1]:
-        """Every network of this family whose parameters differ in name or shape, for 1000 classes."""
         for groups in STAGE2:
             for width in valid_widths(groups):
                 for bias in (True, False):

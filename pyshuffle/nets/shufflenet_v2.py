@@ -120,7 +120,6 @@ class ShuffleNetV2(Net):
 
     @classmethod
     def variants(cls) -> Iterator[ShuffleNetV2]:
-        """Every network of this family whose parameters differ in name or shape, for 1000 classes."""
         for width, wiring, extra, bias in product(WIDTHS, cls.choices["wiring"], (False, True), (False, True)):
             stage2 = WIDTHS[width][0]
             usual_bias = wiring == "torchvision"
