@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -159,9 +160,7 @@ def operations(job: Job) -> int:
 
 def compared(name: str, job: Job, rounds: int) -> dict[str, Any]:
     """pyshuffle and a peer in turn. Raises PyShuffleError where it is not installed, fails, or answers otherwise."""
-    ours, theirs = Peer("pyshuffle", job), None
-    try:
-        theirs = Peer(name, job)
+    with closing(Peer("pyshuffle", job)) as ours, closing(Peer(name, job)) as theirs:
         what = "losses" if job.train else "logits"
         away = float(np.abs(theirs.answer - ours.answer).max() / np.abs(ours.answer).max())
         if not away <= TOLERANCE:
@@ -173,10 +172,6 @@ def compared(name: str, job: Job, rounds: int) -> dict[str, Any]:
             [[np.median(side.time(n)) for side, n in zip((ours, theirs), calls, strict=True)] for _ in range(rounds)]
         )
         own_memory, memory = ours.memory() / 1e6, theirs.memory() / 1e6
-    finally:
-        ours.close()
-        if theirs:
-            theirs.close()
     low, ratio, high = np.percentile(turns[:, 1] / turns[:, 0], (25, 50, 75))
     own, other = np.median(turns, axis=0) * 1e3
     print(
