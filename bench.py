@@ -125,12 +125,8 @@ def timed(job: Job, args: argparse.Namespace) -> dict[str, Any]:
     for _ in range(args.rounds):
         peaks.append(peak(args.cores))
         times += [seconds(run) for _ in range(calls)]
-    median, slow = np.percentile(times, (50, 90))
-    gflops = operations(job) / median / 1e9
-    return {
-        "median_ms": median * 1e3, "p90_ms": slow * 1e3, "images_per_s": args.batch / median, "gflops": gflops,
-        "peak_gflops": float(np.median(peaks)), "of_peak": gflops / float(np.median(peaks)),
-    }  # fmt: skip
+    speeds, most = speeds_of(job, times), float(np.median(peaks))
+    return speeds | {"peak_gflops": most, "of_peak": speeds["gflops"] / most}
 
 
 def timed_on_device(job: Job, args: argparse.Namespace) -> dict[str, Any]:
@@ -146,16 +142,17 @@ def timed_on_device(job: Job, args: argparse.Namespace) -> dict[str, Any]:
     Kernel.launched = 0
     inner()
     launches, times = Kernel.launched, [seconds(run) for _ in range(args.rounds)]
+    return speeds_of(job, times) | {"launches": launches, "device_ms": float(np.median(milliseconds(inner, args.rounds)))}
+
+
+def speeds_of(job: Job, times: list[float]) -> dict[str, Any]:
+    """What calls come to. The gradients by x and by w take about as many multiply-adds as the forward pass, each."""
     median, slow = np.percentile(times, (50, 90))
+    macs = (3 if job.train else 1) * sum(row.macs for row in count(job.net, job.images.shape[1], len(job.images)))
     return {
-        "median_ms": median * 1e3, "p90_ms": slow * 1e3, "images_per_s": args.batch / median, "launches": launches,
-        "gflops": operations(job) / median / 1e9, "device_ms": float(np.median(milliseconds(inner, args.rounds))),
+        "median_ms": median * 1e3, "p90_ms": slow * 1e3, "images_per_s": len(job.images) / median,
+        "gflops": 2 * macs / median / 1e9,
     }  # fmt: skip
-
-
-def operations(job: Job) -> int:
-    """Floating-point operations of a call; the gradients by x and by w take about as many multiply-adds as the forward pass, each."""
-    return (3 if job.train else 1) * 2 * sum(row.macs for row in count(job.net, job.images.shape[1], len(job.images)))
 
 
 def compared(name: str, job: Job, rounds: int) -> dict[str, Any]:
