@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from pyshuffle import cli, device, engine, nets, peers, plots, sgd, studies, tables
-from pyshuffle.backends.cost import count
+from pyshuffle.backends.cost import add_up, count
 from pyshuffle.engine.model import default_threads
 from pyshuffle.engine.profile import Row, peak, profile
 from pyshuffle.errors import PyShuffleError, ShapeError
@@ -76,11 +76,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def one(net: nets.Net, args: argparse.Namespace) -> dict[str, Any]:
     """Everything about one network."""
-    rows = count(net, args.size)
+    totals = add_up(count(net, args.size))
     for name in args.against:
         peers.require(name, args.train, args.device)
     print(net)
-    print(f"{sum(row.macs for row in rows) / 1e6:.2f} million multiply-adds, {sum(row.params for row in rows):,} parameters")
+    print(f"{totals.macs / 1e6:.2f} million multiply-adds, {totals.params:,} parameters")
     on_cpu = args.device == "cpu"
     job = job_of(net, args)
     results = (timed if on_cpu else timed_on_device)(job, args)
@@ -148,7 +148,7 @@ def timed_on_device(job: Job, args: argparse.Namespace) -> dict[str, Any]:
 def speeds_of(job: Job, times: list[float]) -> dict[str, Any]:
     """What calls come to. The gradients by x and by w take about as many multiply-adds as the forward pass, each."""
     median, slow = np.percentile(times, (50, 90))
-    macs = (3 if job.train else 1) * sum(row.macs for row in count(job.net, job.images.shape[1], len(job.images)))
+    macs = (3 if job.train else 1) * add_up(count(job.net, job.images.shape[1], len(job.images))).macs
     return {
         "median_ms": median * 1e3, "p90_ms": slow * 1e3, "images_per_s": len(job.images) / median,
         "gflops": 2 * macs / median / 1e9,
@@ -234,15 +234,14 @@ def sweep(args: argparse.Namespace) -> list[dict[str, Any]]:
     print(f"{'network':<34} {'MMACs':>8} {'parameters':>11} {'ms':>8} {'images/s':>9} {'GFLOP/s':>8} {'of peak':>8}")
     table = []
     for label, net in every_net():
-        rows = count(net, args.size)
-        macs, held = sum(row.macs for row in rows), sum(row.params for row in rows)
+        totals = add_up(count(net, args.size))
         result = timed(job_of(net, args), args)
         print(
-            f"{label:<34} {macs / 1e6:8.1f} {held:11,} {result['median_ms']:8.2f} {result['images_per_s']:9.1f} "
+            f"{label:<34} {totals.macs / 1e6:8.1f} {totals.params:11,} {result['median_ms']:8.2f} {result['images_per_s']:9.1f} "
             f"{result['gflops']:8.1f} {result['of_peak']:8.0%}",
             flush=True,
         )
-        table.append({"network": label, "macs": macs, "params": held} | result)
+        table.append({"network": label, "macs": totals.macs, "params": totals.params} | result)
     return table
 
 

@@ -8,10 +8,10 @@ import json
 import math
 import sys
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from . import cli, nets, tables
-from .backends.cost import FLOAT, Cost, Row, Shape, count
+from .backends.cost import FLOAT, Cost, Row, Shape, Totals, add_up, count
 from .errors import ArchError, PyShuffleError
 from .experiments import UNITS
 from .figures import counted, figures, misprints
@@ -24,16 +24,6 @@ UNIT = {
 }
 MOST = 1_000_000  # of each of these
 HEADINGS = ("layer", "operation", "output", "parameters", "multiply-adds", "memory access", "intensity", "field")
-
-
-class Totals(NamedTuple):
-    """The sums over all rows."""
-
-    params: int
-    macs: int
-    macs_without_linear: int
-    read: int  # bytes
-    written: int  # bytes
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -115,7 +105,7 @@ def unit(args: argparse.Namespace) -> int:
     for name, (formula, cost, main) in UNITS.items():
         ops, x = Cost(), Shape((1, side, side, c))
         ops.relu(ops.add(x, main(ops, x, c, m, g)))
-        here, there = sum(row.macs for row in ops.rows), cost(side * side, c, m, g)
+        here, there = add_up(ops.rows).macs, cost(side * side, c, m, g)
         wrong += here != there
         lines.append(f"{name:<11} {formula:<23} = {there:>12,}, counted {here:>12,}: {'equal' if here == there else 'NOT EQUAL'}")
         if name == args.unit:
@@ -123,11 +113,6 @@ def unit(args: argparse.Namespace) -> int:
     if args.form == "text":
         print("", *lines, sep="\n")
     return 1 if wrong else 0
-
-
-def add_up(rows: Sequence[Row]) -> Totals:
-    params, macs, read, written = (sum(getattr(row, column) for row in rows) for column in ("params", "macs", "read", "written"))
-    return Totals(params, macs, macs - sum(row.macs for row in rows if row.op == "linear"), read, written)
 
 
 def entry(row: Row) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from .backends.cost import FLOAT, Cost, Shape, parameter_shapes
+from .backends.cost import FLOAT, Cost, Shape, add_up, parameter_shapes
 from .nets import MobileNetV1, MobileNetV2, Net, ShuffleNetV1, ShuffleNetV2
 
 if TYPE_CHECKING:
@@ -241,8 +241,8 @@ def cost(net: Stack) -> tuple[int, int]:
     """Values read and written, and multiply-adds, of all blocks."""
     ops = Cost()
     net(ops, Shape(net.shape))
-    rows = ops.rows[1:-1]  # without what comes before the blocks, and after
-    return sum(row.read + row.written for row in rows) // FLOAT, sum(row.macs for row in rows)
+    totals = add_up(ops.rows[1:-1])  # without what comes before the blocks, and after
+    return (totals.read + totals.written) // FLOAT, totals.macs
 
 
 def draw(net: Stack) -> Params:

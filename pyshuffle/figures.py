@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from decimal import ROUND_CEILING, ROUND_HALF_UP, Decimal
 from typing import NamedTuple
 
-from .backends.cost import Row, count, parameter_shapes
+from .backends.cost import add_up, count, parameter_shapes
 from .nets import ARCHS, MobileNetV1, MobileNetV2, Net, ShuffleNetV1, ShuffleNetV2
 
 MILLION = 1_000_000
@@ -113,10 +113,6 @@ def counted(figure: Figure) -> str:
     return f"{exact.quantize(Decimal(figure.printed.removesuffix(unit)), rounding)}{unit}"  # to as many digits
 
 
-def total(rows: list[Row], without: str = "") -> int:
-    return sum(row.macs for row in rows if row.op != without)
-
-
 def channels_of(net: Net) -> str:
     """Those of the stem, of every stage and, where there is one, of the last convolution: what comes before each begins."""
     rows = count(net)
@@ -144,14 +140,14 @@ def entries_of(net: Net) -> int:
 
 
 COUNTS: dict[str, Callable[[Net], int | float | str]] = {
-    "parameters": lambda net: sum(row.params for row in count(net)),
-    "mmacs": lambda net: total(count(net)),
-    "mmacs_without_linear": lambda net: total(count(net), without="linear"),
+    "parameters": lambda net: add_up(count(net)).params,
+    "mmacs": lambda net: add_up(count(net)).macs,
+    "mmacs_without_linear": lambda net: add_up(count(net)).macs_without_linear,
     "channels": channels_of,
     "units": units_of,
     "bottleneck": bottleneck_of,
     "entries": entries_of,
-    "share_of_first_conv": lambda net: 100 * count(net)[0].macs / total(count(net)),
+    "share_of_first_conv": lambda net: 100 * count(net)[0].macs / add_up(count(net)).macs,
 }
 
 

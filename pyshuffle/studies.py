@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from . import cli, engine, tables
-from .backends.cost import count
+from .backends.cost import add_up, count
 from .experiments import GUIDELINES, SIDE, TABLE8, cost, draw
 from .init import initialise
 from .stopwatch import in_turn
@@ -54,11 +54,11 @@ def table8(rounds: int, form: str) -> list[dict[str, Any]]:
     table = []
     for peer, turns in zip(TABLE8, times.T, strict=True):
         low, median, high = np.percentile(1 / turns, (25, 50, 75))
-        rows = count(peer.net, peer.size)
+        totals = add_up(count(peer.net, peer.size))
         table.append(
-            {"level": peer.level, "network": cli.options_of(peer.net), "size": peer.size, "macs": sum(row.macs for row in rows),
-             "params": sum(row.params for row in rows), "images_per_s": median, "quartiles": [low, high], "error": peer.error,
-             "gpu": peer.gpu, "arm": peer.arm}
+            {"level": peer.level, "network": cli.options_of(peer.net), "size": peer.size, "macs": totals.macs,
+             "params": totals.params, "images_per_s": median, "quartiles": [low, high], "error": peer.error, "gpu": peer.gpu,
+             "arm": peer.arm}
         )  # fmt: skip
     headings = ("level", "network", "MMACs", "parameters", "images/s", "half of the turns", "paper: error", "GPU", "ARM")
     cells = [

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from . import cli, image, tables
-from .backends.cost import Cost, Shape
+from .backends.cost import Cost, Shape, add_up
 from .nets import ShuffleNetV2
 
 HEADINGS = ("operation", "output", "what becomes of it")
@@ -98,7 +98,7 @@ def page(photo: str, net: Traced) -> Iterator[str]:
         else:
             yield f"\n## {title}\n\n{tables.render(HEADINGS, rows, 'markdown', left=3)}"
         before = alike
-    macs, params = (sum(getattr(row, column) for row in ops.rows) for column in ("macs", "params"))
+    params, macs, *_ = add_up(ops.rows)
     yield f"\n{macs / 1e6:.2f} million multiply-adds, {params:,} parameters. A softmax turns the logits into probabilities."
 
 

@@ -7,7 +7,7 @@ once and writes its output once.
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -121,6 +121,21 @@ def count(net: Net, size: int = 224, batch: int = 1) -> list[Row]:
     cost = Cost()
     net(cost, Shape((batch, size, size, 3)))
     return cost.rows
+
+
+class Totals(NamedTuple):
+    """The sums over rows of a table."""
+
+    params: int
+    macs: int
+    macs_without_linear: int
+    read: int  # bytes
+    written: int  # bytes
+
+
+def add_up(rows: Sequence[Row]) -> Totals:
+    params, macs, read, written = (sum(getattr(row, column) for row in rows) for column in ("params", "macs", "read", "written"))
+    return Totals(params, macs, macs - sum(row.macs for row in rows if row.op == "linear"), read, written)
 
 
 @functools.lru_cache(maxsize=256)
