@@ -19,21 +19,19 @@ from typing import Any
 
 import numpy as np
 
-from pyshuffle import cli, device, engine, nets, peers, plots, sgd, studies, tables
+from pyshuffle import cli, device, engine, nets, peers, plots, studies, tables
 from pyshuffle.backends.cost import add_up, count
 from pyshuffle.engine.model import default_threads
 from pyshuffle.engine.profile import Row, peak, profile
 from pyshuffle.errors import PyShuffleError, ShapeError
 from pyshuffle.experiments import GUIDELINES
 from pyshuffle.init import initialise
-from pyshuffle.peers import Job, Peer, Recipe
+from pyshuffle.peers import Job, Peer
 from pyshuffle.stopwatch import TURN, seconds
 from pyshuffle.weights import write_atomically
 
 PHOTO = Path(__file__).parent / "tests" / "photos" / "coffee.png"
 TOLERANCE = 1e-4  # of the largest logit, between runtimes
-RATE = 1e-5  # at 0.01 one step throws the stem's weights away (deviation 0.01), and the next loss shows how float32 was rounded
-RECIPE = Recipe(RATE, sgd.MOMENTUM, sgd.DECAY, sgd.SMOOTHING)  # of a step of training
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -113,7 +111,7 @@ def one(net: nets.Net, args: argparse.Namespace) -> dict[str, Any]:
 def job_of(net: nets.Net, args: argparse.Namespace) -> Job:
     """What is timed: the network as it is before training, on random images."""
     images = np.random.default_rng(0).standard_normal((args.batch, args.size, args.size, 3), dtype=np.float32)
-    return Job(net, initialise(net), images, args.threads, RECIPE if args.train else None, args.device)
+    return Job(net, initialise(net), images, args.threads, args.train, args.device)
 
 
 def timed(job: Job, args: argparse.Namespace) -> dict[str, Any]:

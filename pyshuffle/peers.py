@@ -34,16 +34,8 @@ from .stopwatch import seconds
 from .types import Array, Params
 
 STEPS = 2  # of training whose losses are compared: the second shows the gradients
+RATE = 1e-5  # at 0.01 one step throws the stem's weights away (deviation 0.01), and the next loss shows how float32 was rounded
 BATCHNORM = ("running_mean", "running_var", "weight", "bias")
-
-
-class Recipe(NamedTuple):
-    """How a step of training is done; see `sgd`."""
-
-    rate: float
-    momentum: float
-    decay: float
-    smoothing: float
 
 
 class Job(NamedTuple):
@@ -53,7 +45,7 @@ class Job(NamedTuple):
     params: Params
     images: Array  # (N, H, W, 3)
     threads: int
-    train: Recipe | None = None
+    train: bool = False
     device: str = "cpu"
 
     @property
@@ -70,13 +62,10 @@ def pyshuffle(job: Job) -> Callable[[], Array]:
             numba.set_num_threads(job.threads)
         except ValueError as error:
             raise ShapeError(f"threads={job.threads}: {error}") from None
-        rate, _, decay, smoothing = job.train
-        trainer = device.trainer(job.device)(
-            job.net, {name: array.copy() for name, array in job.params.items()}, decay, smoothing
-        )
+        trainer = device.trainer(job.device)(job.net, {name: array.copy() for name, array in job.params.items()})
 
         def step() -> Array:
-            value, _ = trainer.step(job.images, job.labels, rate)
+            value, _ = trainer.step(job.images, job.labels, RATE)
             trainer.wait()
             return np.array(value)
 
@@ -150,7 +139,7 @@ def torch(job: Job, channels_last: bool, compiled: bool) -> Callable[[], Array]:
         images = images.to(memory_format=torch.channels_last)
         tensors.update({name: t.to(memory_format=torch.channels_last) for name, t in tensors.items() if t.ndim == 4})
     if job.train:
-        return _torch_training(job, job.train, ops, tensors, images, compiled)
+        return _torch_training(job, ops, tensors, images, compiled)
 
     def forward(x: Any) -> Any:
         return job.net(ops, x)
@@ -164,19 +153,19 @@ def torch(job: Job, channels_last: bool, compiled: bool) -> Callable[[], Array]:
     return run
 
 
-def _torch_training(
-    job: Job, recipe: Recipe, ops: Ops[Any], tensors: dict[str, Any], images: Any, compiled: bool
-) -> Callable[[], Array]:
+def _torch_training(job: Job, ops: Ops[Any], tensors: dict[str, Any], images: Any, compiled: bool) -> Callable[[], Array]:
     import torch
+
+    from .settings import DECAY, MOMENTUM, SMOOTHING  # here, as what gives logits does without
 
     labels = torch.from_numpy(job.labels).to(job.device)
     learnt = [tensor.requires_grad_() for name, tensor in tensors.items() if name.endswith(("weight", "bias"))]
     filters, others = ([tensor for tensor in learnt if (tensor.ndim > 1) == many] for many in (True, False))
-    groups = [{"params": filters, "weight_decay": recipe.decay}, {"params": others}]
-    optimiser = torch.optim.SGD(groups, lr=recipe.rate, momentum=recipe.momentum)
+    groups = [{"params": filters, "weight_decay": DECAY}, {"params": others}]
+    optimiser = torch.optim.SGD(groups, lr=RATE, momentum=MOMENTUM)
 
     def forward(x: Any) -> Any:
-        return torch.nn.functional.cross_entropy(job.net(ops, x), labels, label_smoothing=recipe.smoothing)
+        return torch.nn.functional.cross_entropy(job.net(ops, x), labels, label_smoothing=SMOOTHING)
 
     loss_of = torch.compile(forward) if compiled else forward
 
@@ -197,7 +186,6 @@ def _torch_ops(job: Job) -> tuple[Ops[Any], dict[str, Any]]:
 
     from . import weights  # here, as the others do without
 
-    train = job.train is not None
     published = weights.published(weights.Checkpoint(job.net, job.params))
     tensors = {name: torch.tensor(array) for name, array in published.items()}
 
@@ -211,7 +199,7 @@ def _torch_ops(job: Job) -> tuple[Ops[Any], dict[str, Any]]:
             return functional.conv2d(x, tensors[f"{name}.weight"], None, stride, 1, 1, x.shape[1])
 
         def batchnorm(self, x: Any, name: str) -> Any:
-            return functional.batch_norm(x, *(tensors[f"{name}.{entry}"] for entry in BATCHNORM), training=train, eps=EPS)
+            return functional.batch_norm(x, *(tensors[f"{name}.{entry}"] for entry in BATCHNORM), training=job.train, eps=EPS)
 
         def relu(self, x: Any, limit: float = math.inf) -> Any:
             return functional.relu(x) if limit == math.inf else functional.hardtanh(x, 0.0, limit)
@@ -281,7 +269,7 @@ class Peer:
     module. Raises PyShuffleError where the runtime is not installed or fails."""
 
     def __init__(self, name: str, job: Job) -> None:
-        require(name, bool(job.train), job.device)
+        require(name, job.train, job.device)
         self.name = name
         self.pipe, theirs = multiprocessing.Pipe()
         self.process = multiprocessing.get_context("spawn").Process(target=_serve, args=(theirs, name, job), daemon=True)

@@ -10,6 +10,8 @@ from .data import MIN_AREA
 from .errors import TrainingError
 from .image import Preprocess
 
+MOMENTUM, DECAY, SMOOTHING = 0.9, 4e-5, 0.1  # of the authors' code
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -25,8 +27,8 @@ class Settings:
     epochs: int = 20
     batch: int = 128
     rate: float = 0.5  # the highest learning rate, for each 1024 images of a batch
-    decay: float = 4e-5
-    smoothing: float = 0.1
+    decay: float = DECAY
+    smoothing: float = SMOOTHING
     min_area: float = MIN_AREA  # of the random crops that are trained on, before they are cut at the edges
     hold_out: float = 0.05  # the part of each class that is never trained on
     seed: int = 0

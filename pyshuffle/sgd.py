@@ -17,9 +17,8 @@ from .errors import DataError
 from .nets import Net
 from .ops import loss, sgd
 from .ops.loss import Labels
+from .settings import DECAY, MOMENTUM, SMOOTHING
 from .types import Array, Params
-
-MOMENTUM, DECAY, SMOOTHING = 0.9, 4e-5, 0.1
 
 
 class Trainer:

@@ -8,6 +8,7 @@ from .cuda import loss
 from .cuda.launch import download, on_device, upload, wait
 from .cuda.sgd import descend
 from .nets import Net
+from .settings import DECAY, SMOOTHING
 from .types import Params
 
 
@@ -22,7 +23,7 @@ class Trainer(sgd.Trainer):
     descend: Any = staticmethod(descend)
     wait = staticmethod(wait)
 
-    def __init__(self, net: Net, params: Params, decay: float = sgd.DECAY, smoothing: float = sgd.SMOOTHING) -> None:
+    def __init__(self, net: Net, params: Params, decay: float = DECAY, smoothing: float = SMOOTHING) -> None:
         super().__init__(net, params, decay, smoothing)
         self.params = on_device(params)
 

@@ -21,7 +21,8 @@ from ..engine import cuda as device_engine
 from ..init import initialise
 from ..nets import Net, ShuffleNetV1, ShuffleNetV2
 from ..ops import batchnorm, loss, sgd
-from ..sgd import MOMENTUM, SMOOTHING, ReferenceTrainer, Trainer
+from ..settings import MOMENTUM, SMOOTHING
+from ..sgd import ReferenceTrainer, Trainer
 from ..sgd_cuda import Trainer as DeviceTrainer
 from ..types import Array, Params
 from . import conv, depthwise
