@@ -23,21 +23,9 @@ _HOMES = {
     "devices": "device",
 }
 _MODULES = (
-    "audit",
-    "backends",
-    "classify",
-    "data",
-    "engine",
-    "errors",
-    "gradcheck",
-    "image",
-    "init",
-    "nets",
-    "ops",
-    "sgd",
-    "train",
+    "audit", "backends", "classify", "data", "engine", "errors", "gradcheck", "image", "init", "nets", "ops", "sgd", "train",
     "weights",
-)
+)  # fmt: skip
 
 __all__ = [*_HOMES, *_MODULES]
 
