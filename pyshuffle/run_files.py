@@ -3,14 +3,13 @@
 `state.npz`, from which it can go on; `weights.npz`, for `classify`; and `log.csv`, its curves.
 """
 
-import csv
 import dataclasses
-import io
 import json
 from pathlib import Path
 
 import numpy as np
 
+from . import tables
 from .errors import TrainingError
 from .progress import COLUMNS, Progress
 from .settings import Settings
@@ -48,6 +47,5 @@ def read_state(path: Path) -> tuple[Settings, Progress, dict[str, Params]]:
 
 
 def write_log(path: Path, progress: Progress) -> None:
-    text = io.StringIO(newline="")
-    csv.writer(text).writerows([COLUMNS, *progress.rows])
-    write_atomically(path, lambda file: file.write(text.getvalue().encode()))
+    text = tables.render(COLUMNS, progress.rows, "csv") + "\n"
+    write_atomically(path, lambda file: file.write(text.encode()))
