@@ -143,17 +143,15 @@ def summary(totals: Totals) -> str:
 
 def verdict(net: nets.Net, size: int, totals: Totals) -> str:
     """What the paper says, whether it counts the linear layer, and whether what is counted here rounds to it."""
-    figure, source, with_linear, *_ = net.published
+    figure, source, with_linear, rounded_up, _ = net.published
     if figure is None:
         return f"published      no figure for this network ({source})\n"
     if (size, net.classes) != (SIZE, CLASSES):
         return f"published      a figure for {SIZE} x {SIZE} pixels and {CLASSES} classes only ({source})\n"
-    counted = (totals.macs if with_linear else totals.macs_without_linear) / 1e6
-    which = "with" if with_linear else "without"
-    up = net.published.rounded_up
-    agrees = figure == (math.ceil(counted) if up else math.floor(counted + 0.5))
-    rule = f"{'agrees' if agrees else 'does not agree'} when rounded{' up' if up else ''}"
-    return f"published      {figure} million {which} the linear layer ({source}): {counted:.2f} {rule}\n"
+    which, macs = ("with", totals.macs) if with_linear else ("without", totals.macs_without_linear)
+    agrees = figure == (math.ceil(macs / 1e6) if rounded_up else math.floor(macs / 1e6 + 0.5))
+    rule = f"{'agrees' if agrees else 'does not agree'} when rounded{' up' if rounded_up else ''}"
+    return f"published      {figure} million {which} the linear layer ({source}): {macs / 1e6:.2f} {rule}\n"
 
 
 if __name__ == "__main__":
