@@ -133,7 +133,6 @@ def torch(job: Job, channels_last: bool, compiled: bool) -> Callable[[], Array]:
         raise RuntimeError("it finds no GPU, or is built without CUDA")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # float32 on both sides
     ops, tensors = _torch_ops(job)
-    tensors.update({name: tensor.to(job.device) for name, tensor in tensors.items()})
     images = torch.from_numpy(_channels_first(job.images))
     if channels_last:
         images = images.to(memory_format=torch.channels_last)
@@ -187,7 +186,7 @@ def _torch_ops(job: Job) -> tuple[Ops[Any], dict[str, Any]]:
     from . import weights  # here, as the others do without
 
     published = weights.published(weights.Checkpoint(job.net, job.params))
-    tensors = {name: torch.tensor(array) for name, array in published.items()}
+    tensors = {name: torch.tensor(array, device=job.device) for name, array in published.items()}
 
     class Torch(Ops[Any]):
         """The network by PyTorch, channels first."""
