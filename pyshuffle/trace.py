@@ -78,8 +78,9 @@ def page(photo: str, net: Traced) -> Iterator[str]:
     pixels = image.prepare(picture, preprocess)
     ops = Sections()
     net(ops, Shape(pixels.shape))
+    command = f"python -m pyshuffle.trace {photo}{f' --width {net.width}' if net != Traced() else ''}"
     yield f"# A photograph through ShuffleNet V2 {net.width}\n"
-    yield f"Made by `python -m pyshuffle.trace {photo}`. Shapes are (height, width, channels); table 5 of the paper has the stages.\n"
+    yield f"Made by `{command}`. Shapes are (height, width, channels); table 5 of the paper has the stages.\n"
     yield "## Photograph\n"
     preparation = (
         ("decode", (picture.height, picture.width, 3), "RGB, 0 to 255"),
