@@ -50,8 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise PyShuffleError(f"--{args.form} is for --guideline and --table8")
     if min(args.batch, args.rounds) < 1:
         raise ShapeError(f"batch={args.batch}, rounds={args.rounds}: both must be at least 1")
-    if args.json and not args.json.absolute().parent.is_dir():
-        raise PyShuffleError(f"--json {args.json}: there is no such folder")
+    if args.json and (args.json.is_dir() or not args.json.absolute().parent.is_dir()):
+        raise PyShuffleError(f"--json {args.json}: {'is a folder' if args.json.is_dir() else 'there is no such folder'}")
     figure = plots.sheet(args.plot) if args.plot else None
     results: dict[str, Any]
     settings = {"size": args.size, "batch": args.batch, "threads": args.threads}

@@ -179,6 +179,7 @@ def test_a_plot_is_an_image(bench, what, tmp_path, monkeypatch):
         (["--train", "--profile"], "--train goes without --profile"),
         (["--sweep", "--against", "torch"], "go without --against and --profile"),
         (["--table8", "--profile"], "go without --against and --profile"),
+        (["--json", "."], "--json .: is a folder"),
         (["--csv"], "--csv is for --guideline and --table8"),
         (["--train", "--threads", "1000000"], "threads=1000000"),
         (["--arch", "v3"], "there is no network 'v3'"),

@@ -22,7 +22,9 @@ def test_the_page_is_up_to_date(monkeypatch, capsys):
 def test_its_shapes_are_those_of_the_photograph_on_its_way(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     assert cli.run(trace.main, [PHOTO, "--width", "0.5"]) == 0
-    rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    lines = capsys.readouterr().out.splitlines()
+    assert f"Made by `python -m pyshuffle.trace {PHOTO} --width 0.5`." in lines[2]
+    rows = [line.strip("| ").split(" | ") for line in lines if line.startswith("| ")]
     said = {name.split()[-1]: size for name, size, _ in rows}
     ran = {}
 
