@@ -35,9 +35,9 @@ def tile(code: Any, kind: Tile, numbered: dict[int, library.Shape]) -> Callable[
     return called
 
 
-def array(address: int, example: Any, shape: tuple[int, ...]) -> np.ndarray:
-    memory = (ctypes.c_char * (int(np.prod(shape)) * example.itemsize)).from_address(int(address))
-    return np.frombuffer(memory, example.dtype).reshape(shape)
+def array(address: int, dtype: Any, shape: tuple[int, ...]) -> np.ndarray:
+    memory = (ctypes.c_char * (int(np.prod(shape)) * np.dtype(dtype).itemsize)).from_address(int(address))
+    return np.frombuffer(memory, dtype).reshape(shape)
 
 
 def exchange(words: np.ndarray, index: int, value: int) -> int:

@@ -18,20 +18,12 @@ kernel = numba.njit(**OPTIONS, **ALONE)
 
 
 @intrinsic
-def array(_typing: Any, address: Any, example: Any, shape: Any) -> Any:
-    """The contiguous array of that shape, of numbers like the example, at an address."""
-    kind = types.Array(example, len(shape), "C")
+def array(_typing: Any, address: Any, dtype: Any, shape: Any) -> Any:
+    """The contiguous array of that shape at an address: numba's `carray`, which itself asks for the runtime."""
+    kind = types.Array(dtype.dtype, len(shape), "C")
 
     def generate(context: Any, builder: ir.IRBuilder, _signature: Any, values: list[ir.Value]) -> ir.Value:
-        number = context.get_data_type(example)
-        size = context.get_abi_sizeof(number)
-        lengths = cgutils.unpack_tuple(builder, values[2], len(shape))
-        strides = [ir.IntType(64)(size)]
-        for length in reversed(lengths[1:]):
-            strides.insert(0, builder.mul(strides[0], length))
-        made = context.make_array(kind)(context, builder)
-        data = builder.inttoptr(values[0], number.as_pointer())
-        arrayobj.populate_array(made, data=data, shape=lengths, strides=strides, itemsize=ir.IntType(64)(size), meminfo=None)
-        return made._getvalue()
+        pointer = builder.inttoptr(values[0], cgutils.voidptr_t)
+        return arrayobj.np_cfarray(context, builder, kind(types.voidptr, shape), [pointer, values[2]])
 
-    return kind(types.int64, example, shape), generate
+    return kind(types.int64, dtype, shape), generate

@@ -20,7 +20,6 @@ from .machine import FLOAT, machine
 from .steps import DENSE, MAXIMUM, MEAN, OUTPUT, STEM, WINDOW
 from .threads import announce, await_call, exchange, look, meet
 
-ZERO = np.float32(0)
 NIL, ONE = np.int64(0), np.int64(1)  # typed, since for literal numbers all is compiled once more
 ALONE, TOGETHER = np.int64(team.ALONE), np.int64(team.TOGETHER)
 NO_SHORTCUT = np.int64(0)  # an address
@@ -134,7 +133,7 @@ def clear_halo(step, target, thread, threads):
     for plane in range(step[at.HALO_PLANES]):
         begin = target + step[at.TARGET] + plane * step[at.PLANE] - pixel
         for i in range(first - (thread == 0), last + (thread == threads - 1)):
-            clear_line(array(begin + i * row, ZERO, (row // FLOAT,)), pixel // FLOAT, i == -1 or i == height)
+            clear_line(array(begin + i * row, np.float32, (row // FLOAT,)), pixel // FLOAT, i == -1 or i == height)
 
 
 @kernel
@@ -154,8 +153,8 @@ def fetch(step, pieces, arenas, thread, threads, first, last):
             for i in range(max(first, begin), min(last, end)):
                 if other != thread:
                     place = piece[at.SOURCE] + i * row
-                    here = array(place + source_origin(step, piece, arenas, thread, threads), ZERO, (row // FLOAT,))
-                    there = array(place + source_origin(step, piece, arenas, other, threads), ZERO, (row // FLOAT,))
+                    here = array(place + source_origin(step, piece, arenas, thread, threads), np.float32, (row // FLOAT,))
+                    there = array(place + source_origin(step, piece, arenas, other, threads), np.float32, (row // FLOAT,))
                     for k in range(len(here)):
                         here[k] = there[k]
 
@@ -166,7 +165,7 @@ def run_image(step, target, image, first, last):
     pixel, row_length, width = step[at.TARGET_PIXEL] // FLOAT, step[at.TARGET_ROW] // FLOAT, step[at.WIDTH]
     largest, begin = np.int32(0), target + step[at.TARGET] - step[at.TARGET_PIXEL]
     for row in range(first, last):
-        line = array(begin + row * step[at.TARGET_ROW], np.int32(0), (row_length,))
+        line = array(begin + row * step[at.TARGET_ROW], np.int32, (row_length,))
         if row < 0 or row * width * 3 >= len(image):
             line[:] = 0
             continue
@@ -249,7 +248,9 @@ def run_pair(conv, window, pieces, tables, weights, arenas, thread, threads):
     height, width, stride, band = conv[at.PIXELS] // conv[at.WIDTH], conv[at.WIDTH], window[at.STRIDE], conv[at.BAND]
     row, pixel = conv[at.TARGET_ROW], conv[at.TARGET_PIXEL] // FLOAT
     length = stride * (band - 1) + 3
-    lines = array(mine + conv[at.TARGET] - row - conv[at.TARGET_PIXEL], ZERO, (length, row // FLOAT))  # with those of the halo
+    lines = array(
+        mine + conv[at.TARGET] - row - conv[at.TARGET_PIXEL], np.float32, (length, row // FLOAT)
+    )  # with those of the halo
     own, last = part_of(window[at.PIXELS] // window[at.WIDTH], thread, threads)
     done = NIL
     fetch(conv, pieces, arenas, thread, threads, *read_of(conv, *read_of(window, own, last)))
@@ -293,12 +294,12 @@ def run_begin(steps, pieces, tables, weights, arenas, image, thread, threads):
 def run_program(words, number, n, arenas, thread, threads):
     """A thread's share of the n-th image, by one of the two programs: for a thread alone, or for all together."""
     program = words[team.PROGRAMS + number * team.PROGRAM :]
-    steps = array(program[team.STEPS], NIL, (program[team.STEP_COUNT], at.STEP))
-    pieces = array(program[team.PIECES], NIL, (program[team.PIECE_COUNT], at.PIECE))
-    tables = array(program[team.TABLES], np.uint32(0), (program[team.TABLE_SIZE],))
+    steps = array(program[team.STEPS], np.int64, (program[team.STEP_COUNT], at.STEP))
+    pieces = array(program[team.PIECES], np.int64, (program[team.PIECE_COUNT], at.PIECE))
+    tables = array(program[team.TABLES], np.uint32, (program[team.TABLE_SIZE],))
     weights = words[team.WEIGHTS]
-    image = array(words[team.IMAGES], np.int32(0), (words[team.BATCH], steps[0, at.PIXELS] * 3))[n]  # its bits
-    logits = array(words[team.LOGITS], ZERO, (words[team.BATCH], pieces[-1, at.COUNT]))[n]
+    image = array(words[team.IMAGES], np.int32, (words[team.BATCH], steps[0, at.PIXELS] * 3))[n]  # its bits
+    logits = array(words[team.LOGITS], np.float32, (words[team.BATCH], pieces[-1, at.COUNT]))[n]
     meet(words, threads)
     if words[team.FROM] == 0 and run_begin(steps, pieces, tables, weights, arenas, image, thread, threads):
         exchange(words, team.FAULT, 1)
@@ -317,7 +318,7 @@ def run_program(words, number, n, arenas, thread, threads):
 def run(words, thread):
     """A thread's share of a call."""
     threads, rounds = words[team.THREADS], words[team.ROUNDS]
-    arenas = array(words[team.ARENAS], ZERO, (threads, words[team.ARENA] // FLOAT))
+    arenas = array(words[team.ARENAS], np.float32, (threads, words[team.ARENA] // FLOAT))
     for turn in range(rounds):
         run_program(words, ALONE, turn * threads + thread, arenas[thread : thread + 1], NIL, ONE)
     for n in range(rounds * threads, words[team.BATCH]):
@@ -328,8 +329,8 @@ def run(words, thread):
 @kernel
 def entry(address, worker):
     """One call, led; or, for a worker from 0 on, a share of every call until the model is closed."""
-    threads = array(address, NIL, (team.WORKERS,))[team.THREADS]
-    words = array(address, NIL, (team.WORKERS + threads * team.WORKER,))
+    threads = array(address, np.int64, (team.WORKERS,))[team.THREADS]
+    words = array(address, np.int64, (team.WORKERS + threads * team.WORKER,))
     calls = NIL
     if worker < 0:
         announce(words)
