@@ -46,10 +46,10 @@ def exchange(words: np.ndarray, index: int, value: int) -> int:
         return before
 
 
-def increase(words: np.ndarray, index: int) -> int:
+def increase(words: np.ndarray, index: int, value: int) -> int:
     with LOCK:
-        words[index] += 1
-        return int(words[index]) - 1
+        words[index] += value
+        return int(words[index]) - value
 
 
 def look(words: np.ndarray, index: int) -> int:

@@ -51,9 +51,13 @@ def cpu() -> tuple[str, str]:
     return told or llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten() if features is None else features
 
 
+def on_x86() -> bool:
+    return bool(llvm.get_process_triple().startswith(("x86", "i686", "amd64")))
+
+
 def machine() -> Machine:
     """That processor."""
-    if not llvm.get_process_triple().startswith(("x86", "i686", "amd64")):
+    if not on_x86():
         return Machine(lanes=4, registers=32)
     has = set(cpu()[1].split(","))
     return Machine(16, 32) if "+avx512f" in has else Machine(8 if "+avx" in has else 4, 16)

@@ -15,11 +15,11 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from .jit import kernel
+from .machine import on_x86
 from .team import ARRIVED, ASLEEP, CALL, LET_RUN, LOCK, OPEN_LOCK, ROUND, TAKE_LOCK, THREADS, WORKER, WORKERS
 
 SPINS = 500  # looks at a word, a pause between them, before others may run
 LOOKS = 4000  # of a worker at the word that announces a call, before it sleeps: a few tenths of a millisecond
-I64 = ir.IntType(64)
 
 
 def _place(context: Any, builder: ir.IRBuilder, signature: Any, values: list[ir.Value]) -> ir.Value:
@@ -27,24 +27,19 @@ def _place(context: Any, builder: ir.IRBuilder, signature: Any, values: list[ir.
     return builder.gep(words.data, [values[1]])
 
 
-@intrinsic
-def exchange(_typing: Any, words: Any, index: Any, value: Any) -> Any:
-    """words[index], and set it to value, at once."""
+def _at_once(operation: str) -> Any:
+    """The intrinsic that returns words[index], and changes it by the value, as no two threads can at the same time."""
 
-    def generate(context: Any, builder: ir.IRBuilder, signature: Any, values: list[ir.Value]) -> ir.Value:
-        return builder.atomic_rmw("xchg", _place(context, builder, signature, values), values[2], "seq_cst")
+    def typed(_typing: Any, words: Any, _index: Any, _value: Any) -> Any:
+        def generate(context: Any, builder: ir.IRBuilder, signature: Any, values: list[ir.Value]) -> ir.Value:
+            return builder.atomic_rmw(operation, _place(context, builder, signature, values), values[2], "seq_cst")
 
-    return types.int64(words, types.int64, types.int64), generate
+        return types.int64(words, types.int64, types.int64), generate
+
+    return intrinsic(typed)
 
 
-@intrinsic
-def increase(_typing: Any, words: Any, index: Any) -> Any:
-    """words[index], and add one to it, at once."""
-
-    def generate(context: Any, builder: ir.IRBuilder, signature: Any, values: list[ir.Value]) -> ir.Value:
-        return builder.atomic_rmw("add", _place(context, builder, signature, values), I64(1), "seq_cst")
-
-    return types.int64(words, types.int64), generate
+exchange, increase = _at_once("xchg"), _at_once("add")
 
 
 @intrinsic
@@ -62,13 +57,9 @@ def pause(_typing: Any) -> Any:
     """Tell the processor that this is a spinning loop."""
 
     def generate(context: Any, builder: ir.IRBuilder, _signature: Any, _values: Any) -> Any:
-        if any(name in builder.module.triple for name in ("x86", "i686", "amd64")):
-            builder.call(
-                cgutils.get_or_insert_function(builder.module, ir.FunctionType(ir.VoidType(), []), "llvm.x86.sse2.pause"), []
-            )
-        else:
-            kind = ir.FunctionType(ir.VoidType(), [ir.IntType(32)])  # isb, as yield does nothing on many of them
-            builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.aarch64.isb"), [ir.IntType(32)(15)])
+        name, given = ("llvm.x86.sse2.pause", []) if on_x86() else ("llvm.aarch64.isb", [ir.IntType(32)(15)])  # many ignore yield
+        kind = ir.FunctionType(ir.VoidType(), [value.type for value in given])
+        builder.call(cgutils.get_or_insert_function(builder.module, kind, name), given)
         return context.get_dummy_value()
 
     return types.void(), generate
@@ -93,9 +84,9 @@ def meet(words, threads):
     if threads == 1:
         return
     now = look(words, ROUND)
-    if increase(words, ARRIVED) == threads - 1:
+    if increase(words, ARRIVED, 1) == threads - 1:
         exchange(words, ARRIVED, 0)
-        increase(words, ROUND)
+        increase(words, ROUND, 1)
         return
     spins = 0
     while look(words, ROUND) == now:
@@ -109,7 +100,7 @@ def meet(words, threads):
 @kernel
 def announce(words):
     """Begin a call: wake the workers."""
-    increase(words, CALL)
+    increase(words, CALL, 1)
     for worker in range(words[THREADS] - 1):
         own = WORKERS + worker * WORKER
         if exchange(words, own + ASLEEP, 0) == 1:
