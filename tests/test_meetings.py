@@ -19,11 +19,11 @@ from pyshuffle.types import Array
 @numba.njit
 def run_share(steps, pieces, tables, weights, arenas, image, logits, s, thread, threads):
     if s == 0:
-        run_begin(steps, pieces, tables, weights.ctypes.data, arenas, image, thread, threads)
+        run_begin(steps, pieces, tables, weights, arenas, image, thread, threads)
     elif steps[s, at.SPAN] > 1:
-        run_pair(steps[s], steps[s + 1], pieces, tables, weights.ctypes.data, arenas, thread, threads)
+        run_pair(steps[s], steps[s + 1], pieces, tables, weights, arenas, thread, threads)
     else:
-        run_step(steps[s], pieces, tables, weights.ctypes.data, arenas, logits, thread, threads)
+        run_step(steps[s], pieces, tables, weights, arenas, logits, thread, threads)
 
 
 def logits_in_turn(program: Program, threads: int, image: Array, rng: np.random.Generator | None = None) -> Array:
@@ -44,8 +44,8 @@ def logits_in_turn(program: Program, threads: int, image: Array, rng: np.random.
         for thread in order:
             s = numbers[done[thread]]
             done[thread] += 1
-            arrays = program.steps, program.pieces, program.tables, program.weights
-            run_share(*arrays, arenas, image.view(np.int32).ravel(), logits, s, thread, threads)
+            data = program.tables.ctypes.data, program.weights.ctypes.data
+            run_share(program.steps, program.pieces, *data, arenas, image.view(np.int32).ravel(), logits, s, thread, threads)
     assert np.isnan(arenas[:, -SLACK // FLOAT :]).all(), "a thread has written beyond its arena"
     return logits
 

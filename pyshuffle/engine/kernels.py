@@ -198,7 +198,7 @@ def run_stem(steps, pieces, tables, weights, arenas, image, thread, threads):
         fault |= run_image(copy, shown, image, 4 * begin - 3, 4 * end)
         first, until = max(2 * begin - 1, 0) * width, min(2 * end, height) * width
         for number in range(conv[at.FIRST], conv[at.LAST]):
-            run_dense(conv, pieces[number], tables.ctypes.data, weights, shown, shifted, NO_SHORTCUT, first, until)
+            run_dense(conv, pieces[number], tables, weights, shown, shifted, NO_SHORTCUT, first, until)
         for number in range(pool[at.FIRST], pool[at.LAST]):
             for row in range(begin, end):
                 run_maximum(pool, pieces[number], shifted, target, row, height)
@@ -226,7 +226,7 @@ def run_step(step, pieces, tables, weights, arenas, logits, thread, threads):
                 unit = piece[at.UNIT]
                 end = min(last * unit, step[at.PIXELS])
                 residual = origin(rows, piece[at.RESIDUAL_ROW], piece[at.RESIDUAL_ABOVE], arenas, thread, threads)
-                run_dense(step, piece, tables.ctypes.data, weights, source, target, residual, first * unit, end)
+                run_dense(step, piece, tables, weights, source, target, residual, first * unit, end)
             elif kind == WINDOW:
                 run_window(step, piece, weights, source, target, first, last)
             elif kind == MAXIMUM:
@@ -235,7 +235,7 @@ def run_step(step, pieces, tables, weights, arenas, logits, thread, threads):
             elif kind == MEAN:
                 run_mean(piece, step[at.SOURCE_HEIGHT], source, target + step[at.TARGET] + piece[at.COLUMN])
             elif kind == OUTPUT:
-                places = tables[piece[at.OFFSETS] // 4 :][: len(logits)]
+                places = array(tables + piece[at.OFFSETS], np.uint32, (len(logits),))
                 for k in range(len(logits)):
                     logits[k] = arenas[0, places[k] // FLOAT]
 
@@ -263,9 +263,7 @@ def run_pair(conv, window, pieces, tables, weights, arenas, thread, threads):
         shifted = mine - stride * begin * row
         first, until = max(before, done), min(stride * (end - 1) + 2, height)
         for number in range(conv[at.FIRST], conv[at.LAST] if first < until else NIL):
-            run_dense(
-                conv, pieces[number], tables.ctypes.data, weights, source, shifted, NO_SHORTCUT, first * width, until * width
-            )
+            run_dense(conv, pieces[number], tables, weights, source, shifted, NO_SHORTCUT, first * width, until * width)
         done = until
         if begin == 0:
             clear_line(lines[0], pixel, True)
@@ -296,8 +294,7 @@ def run_program(words, number, n, arenas, thread, threads):
     program = words[team.PROGRAMS + number * team.PROGRAM :]
     steps = array(program[team.STEPS], np.int64, (program[team.STEP_COUNT], at.STEP))
     pieces = array(program[team.PIECES], np.int64, (program[team.PIECE_COUNT], at.PIECE))
-    tables = array(program[team.TABLES], np.uint32, (program[team.TABLE_SIZE],))
-    weights = words[team.WEIGHTS]
+    tables, weights = program[team.TABLES], words[team.WEIGHTS]
     image = array(words[team.IMAGES], np.int32, (words[team.BATCH], steps[0, at.PIXELS] * 3))[n]  # its bits
     logits = array(words[team.LOGITS], np.float32, (words[team.BATCH], pieces[-1, at.COUNT]))[n]
     meet(words, threads)

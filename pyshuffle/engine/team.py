@@ -23,9 +23,7 @@ WORD = 8  # numbers in a line
     THREADS, TAKE_LOCK, OPEN_LOCK, LET_RUN,  # how many there are; addresses of C functions
     PROGRAMS,  # from here on those of the two programs, and then those of the workers
 ) = range(0, 19 * WORD, WORD)  # fmt: skip
-STEPS, STEP_COUNT, PIECES, PIECE_COUNT, TABLES, TABLE_SIZE, PROGRAM = range(
-    0, 7 * WORD, WORD
-)  # of a program: addresses and sizes
+STEPS, STEP_COUNT, PIECES, PIECE_COUNT, TABLES, PROGRAM = range(0, 6 * WORD, WORD)  # of a program: addresses and sizes
 ALONE, TOGETHER = 0, 1  # the programs: of one thread, of all
 WORKERS = PROGRAMS + 2 * PROGRAM
 ASLEEP, LOCK, WORKER = range(0, 3 * WORD, WORD)  # of a worker: whether it sleeps, and its lock
@@ -48,7 +46,7 @@ class Team:
             of_program = words[PROGRAMS + number * PROGRAM :]
             arrays = program.steps, program.pieces, program.tables
             of_program[[STEPS, PIECES, TABLES]] = [array.ctypes.data for array in arrays]
-            of_program[[STEP_COUNT, PIECE_COUNT, TABLE_SIZE]] = [len(array) for array in arrays]
+            of_program[[STEP_COUNT, PIECE_COUNT]] = len(program.steps), len(program.pieces)
         words[WEIGHTS], words[ARENAS], words[ARENA] = together.weights.ctypes.data, self.arenas.ctypes.data, arena
         words[UNTIL], words[THREADS] = len(together.steps), threads
         words[TAKE_LOCK], words[OPEN_LOCK], words[LET_RUN] = _functions()
