@@ -95,8 +95,8 @@ def test_what_rows_of_a_map_lie_in_a_threads_own_arena():
     layouts = {step.name: step.target.layout for step in together.steps}
     unit = [layouts[f"stage2.1.branch2.{part}"] for part in (0, 3, 5)]  # the last is read by the stride of stage 3
     assert [(layout.above, layout.height) for layout in unit] == [(1, 15), (0, 14), (1, 15)]
-    assert layouts["conv5.0"].above is layouts["mean"].above is layouts["fc"].above is None  # rows are not shared out
-    assert all(step.target.layout.above is None for step in alone.steps)
+    assert layouts["conv5.0"].above == layouts["mean"].above == layouts["fc"].above == -1  # rows are not shared out
+    assert all(step.target.layout.above == -1 for step in alone.steps)
     assert 2 * together.arena < 1.3 * alone.arena
 
 

@@ -36,7 +36,7 @@ class Layout:
     def __init__(self, height: int, width: int, halo: bool) -> None:
         self.height, self.width = height, width  # of the map; with bands or threads, at last, the rows that have a place
         self.halo = int(halo)  # pixels of zeros on each side
-        self.above: int | None = None  # where each thread has its own rows: so many above these; else all lies in one arena
+        self.above = -1  # where each thread has its own rows: so many above these; -1: all lies in one arena
         self.columns = 0  # of a plane; 0 as long as the widest buffer may still get wider
         self.buffers: list[Buffer] = []
 

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from ..errors import ShapeError
 from ..types import Array
-from .layout import Layout, Vector, by_rows
+from .layout import Vector, by_rows
 from .machine import FLOAT, LINE, Machine
 from .plan import Plan
 from .steps import DENSE, MAXIMUM, MEAN, OUTPUT, WINDOW, Step
@@ -30,7 +30,7 @@ from .steps import DENSE, MAXIMUM, MEAN, OUTPUT, WINDOW, Step
 (TARGET, TARGET_ROW, TARGET_PIXEL, HALO_PLANES, PLANE) = range(11, 16)  # the first pixel written; the planes if they have a halo
 (SPAN, BAND) = range(16, 18)  # so many steps from here on are computed together, so many rows at a time
 (SEAMS, SOURCE_HEIGHT, MARGIN) = range(18, 21)  # pieces from LAST to before SEAMS: `seams`; rows it reads of, and beside its own
-(TARGET_ABOVE, MEET) = range(21, 23)  # as all ABOVE: that of the layout, or -1; whether all threads meet before it
+(TARGET_ABOVE, MEET) = range(21, 23)  # as all ABOVE: that of the layout; whether all threads meet before it
 STEP = 23
 # The columns of `Program.pieces`: those that every kind has, those of a dense step, those of the others.
 (UNITS, SOURCE, SOURCE_ROW, SOURCE_ABOVE, WEIGHTS, BIAS) = range(6)
@@ -104,7 +104,7 @@ class Encoder:
         return [step.kind, first, last, by_rows(step, self.machine, self.threads), sum(piece[UNITS] for piece in pieces),
                 self.chunks(step, pieces), step.size[0] * step.size[1], step.size[1], what.stride, *bounds,
                 target.offset + layout.at(0, 0), layout.row, layout.pixel, layout.halo * target.planes, layout.plane,
-                step.span, step.band, len(self.pieces), what.source.height, what.kernel // 2, above(layout)]  # fmt: skip
+                step.span, step.band, len(self.pieces), what.source.height, what.kernel // 2, layout.above]  # fmt: skip
 
     def dense(self, step: Step) -> Iterator[dict[int, int]]:
         what, source, target = step.what, step.source, step.target.layout
@@ -132,7 +132,7 @@ class Encoder:
                     UNIT: width if rows else tall,
                     SOURCE: base + here.at(-margin, -margin),
                     SOURCE_ROW: here.row,
-                    SOURCE_ABOVE: above(here),
+                    SOURCE_ABOVE: here.above,
                     HALVES: 2 * len(panel) - panel[-1].half,
                     TALL: tall,
                     COUNT: taps * inputs,
@@ -147,7 +147,7 @@ class Encoder:
                 if residual:
                     shortcut, low = residual.buffers[0].layout, min(buffer.offset for buffer in residual.buffers)
                     starts = [residual.places[vector.channels[0]] for vector in panel]
-                    piece[RESIDUAL], piece[RESIDUAL_ROW], piece[RESIDUAL_ABOVE] = low, shortcut.row, above(shortcut)
+                    piece[RESIDUAL], piece[RESIDUAL_ROW], piece[RESIDUAL_ABOVE] = low, shortcut.row, shortcut.above
                     piece[RESIDUAL_PIXELS] = self.table(shortcut.at(i, j))
                     piece[RESIDUAL_COLUMNS] = self.table([buffer.address(channel) - low for buffer, channel in starts])
                 yield piece
@@ -159,9 +159,9 @@ class Encoder:
             return
         for buffer in step.source.buffers:
             layout = buffer.layout
-            for plane in range(buffer.planes if layout.above is not None else 0):
+            for plane in range(buffer.planes if layout.above >= 0 else 0):
                 begin = buffer.offset + plane * layout.plane + layout.at(0, -layout.halo)
-                yield {SOURCE: begin, SOURCE_ROW: layout.row, SOURCE_ABOVE: above(layout)}
+                yield {SOURCE: begin, SOURCE_ROW: layout.row, SOURCE_ABOVE: layout.above}
 
     def spread(self, values: Array, panel: list[Vector]) -> Array:
         """The channels (..., O) of a panel's vectors, side by side, zeros where a vector has fewer than its lanes."""
@@ -188,7 +188,7 @@ class Encoder:
                 UNITS: step.size[0],
                 SOURCE: buffer.address(channel) + layout.at(0, 0),
                 SOURCE_ROW: layout.row,
-                SOURCE_ABOVE: above(layout),
+                SOURCE_ABOVE: layout.above,
                 SOURCE_PIXEL: layout.pixel,
                 SOURCE_WIDTH: layout.width,
                 COLUMN: step.target.layout.column(vector.column),
@@ -221,11 +221,6 @@ class Encoder:
         channels = len(step.source.places) + step.what.channels * (2 if step.what.residual else 1)
         rows = -(-max(self.machine.heights.values()) // width)
         return max(1, min(height * width * channels * FLOAT // NEAR, height // self.threads // rows))
-
-
-def above(layout: Layout) -> int:
-    """The rows above its own that a thread has in its own arena, or -1."""
-    return -1 if layout.above is None else layout.above
 
 
 def panels(vectors: list[Vector], most: int) -> Iterator[list[Vector]]:
