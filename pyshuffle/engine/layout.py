@@ -259,25 +259,22 @@ def meetings(steps: list[Step], machine: Machine, threads: int) -> Iterator[int]
     A 1x1 convolution whose rows are shared out as those of the step before it needs only what its own thread computed.
     """
     touched: dict[Buffer, list[tuple[Step, bool]]] = {}  # since the last meeting; whether it was written
-    number = 0
     for together in spans(steps) if threads > 1 else ():
         step = together[-1]
         reads = [buffer.root for part in together for buffer in part.reads]
-        at_risk: list[tuple[Step, bool]] = [
-            (before, written) for buffer in reads for before, written in touched.get(buffer, []) if written
-        ]
+        at_risk = [touch for buffer in reads for touch in touched.get(buffer, []) if touch[1]]
         if step.target.over:
-            at_risk.extend(touched.get(step.target.root, []))
+            at_risk += touched.get(step.target.root, [])
         own = step.pixelwise and by_rows(step, machine, threads)
-        for before, written in at_risk:
-            own = own and before.size == step.size and by_rows(before, machine, threads) and (written or before.pixelwise)
-        if number == 0 or (at_risk and not own):
+        if not all(
+            own and before.size == step.size and by_rows(before, machine, threads) and (written or before.pixelwise)
+            for before, written in at_risk
+        ):
             touched.clear()
-            yield number
+            yield together[0].target.made
         for buffer in reads:
             touched.setdefault(buffer, []).append((step, False))
         touched.setdefault(step.target.root, []).append((step, True))
-        number += len(together)
 
 
 def place(steps: list[Step], meetings: set[int], threads: int) -> int:
