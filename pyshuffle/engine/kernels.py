@@ -166,12 +166,11 @@ def run_image(step, target, image, first, last):
     largest, begin = np.int32(0), target + step[at.TARGET] - step[at.TARGET_PIXEL]
     for row in range(first, last):
         line = array(begin + row * step[at.TARGET_ROW], np.int32, (row_length,))
-        if row < 0 or row * width * 3 >= len(image):
-            line[:] = 0
+        outside = row < 0 or row * width * 3 >= len(image)
+        clear_line(line, pixel, outside)
+        if outside:
             continue
         source = image[row * width * 3 : (row + 1) * width * 3]
-        line[:pixel] = 0
-        line[row_length - pixel :] = 0
         if pixel == 3:
             inner = line[3 : row_length - 3]
             for k in range(len(source)):
