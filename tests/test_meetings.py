@@ -6,7 +6,6 @@ import pytest
 from golden.make_logits import images, parameters
 
 from pyshuffle.backends.cost import parameter_shapes
-from pyshuffle.engine import program as at
 from pyshuffle.engine.kernels import run_begin, run_pair, run_step
 from pyshuffle.engine.machine import FLOAT, machine
 from pyshuffle.engine.plan import Plan
@@ -20,7 +19,7 @@ from pyshuffle.types import Array
 def run_share(steps, pieces, tables, weights, arenas, image, logits, s, thread, threads):
     if s == 0:
         run_begin(steps, pieces, tables, weights, arenas, image, thread, threads)
-    elif steps[s, at.SPAN] > 1:
+    elif steps[s].span > 1:
         run_pair(steps[s], steps[s + 1], pieces, tables, weights, arenas, thread, threads)
     else:
         run_step(steps[s], pieces, tables, weights, arenas, logits, thread, threads)
@@ -28,14 +27,14 @@ def run_share(steps, pieces, tables, weights, arenas, image, logits, s, thread, 
 
 def logits_in_turn(program: Program, threads: int, image: Array, rng: np.random.Generator | None = None) -> Array:
     """One image's logits: between meetings one thread after the other, the last one first, or as the generator draws them."""
-    spans = program.steps[:, at.SPAN]
+    spans = program.steps["span"]
     numbers, inside = [], 0  # of steps that are not computed together with the one before
     for number, span in enumerate(spans):
         numbers += [] if inside else [number]
         inside = (inside or span) - 1
-    meetings = [n for n, s in enumerate(numbers) if program.steps[s, at.MEET] or n == 0]
+    meetings = [n for n, s in enumerate(numbers) if program.steps[s].meet or n == 0]
     arenas = np.full((threads, program.arena // FLOAT), np.nan, np.float32)
-    logits = np.full(program.pieces[-1, at.COUNT], np.nan, np.float32)
+    logits = np.full(program.pieces[-1].count, np.nan, np.float32)
     for begin, end in zip(meetings, [*meetings[1:], len(numbers)], strict=True):
         order = np.repeat(np.arange(threads)[::-1], end - begin)
         if rng:
@@ -68,9 +67,9 @@ def test_a_threads_rows_hold_a_tile(height, width, threads):
     net = ShuffleNetV2(0.5, classes=10)
     params = {name: value.astype(np.float32) for name, value in parameters(parameter_shapes(net)).items()}
     program = encode(Plan(net, params, height, width, machine(), threads))
-    for step in program.steps[program.steps[:, at.BY_ROWS] > 0]:
-        pixels = step[at.PIXELS] // step[at.WIDTH] // threads * step[at.WIDTH]
-        tiles = program.pieces[step[at.FIRST] : step[at.LAST], at.TALL] if step[at.KIND] == DENSE else np.ones(1)
+    for step in program.steps[program.steps["by_rows"] > 0]:
+        pixels = step.pixels // step.width // threads * step.width
+        tiles = program.pieces[step.first : step.last]["tall"] if step.kind == DENSE else np.ones(1)
         assert pixels >= tiles.max()
 
 
@@ -113,6 +112,6 @@ def test_threads_copy_rows_of_one_another_only_where_a_window_is_read():
     net = MobileNetV2()
     params = {name: value.astype(np.float32) for name, value in parameters(parameter_shapes(net)).items()}
     plan = Plan(net, params, 224, 224, machine(), 2)
-    copied = {step.name for step, row in zip(plan.steps, encode(plan).steps, strict=True) if row[at.SEAMS] > row[at.LAST]}
+    copied = {step.name for step, row in zip(plan.steps, encode(plan).steps, strict=True) if row.seams > row.last}
     pairs = {"features.0.0", *(f"features.{unit}.conv.0.0" for unit in (2, 3, 4))}  # the window is the step behind
     assert copied == pairs | {f"features.{unit}.conv.1.0" for unit in range(5, 18)}

@@ -13,10 +13,10 @@ import numpy as np
 from numba import types
 
 from . import layout, team
-from . import program as at
 from .intrinsics import average_tile, dense_tile, maximum_tile, window_tile
 from .jit import array, kernel
 from .machine import FLOAT, machine
+from .program import PIECE, STEP
 from .steps import DENSE, MAXIMUM, MEAN, OUTPUT, STEM, WINDOW
 from .threads import announce, await_call, exchange, look, meet
 
@@ -34,9 +34,9 @@ part_of, reach = kernel(layout.part_of), kernel(layout.reach)
 @kernel
 def share(step, units, begin, thread, threads):
     """The units of a piece that are a thread's, first and last: where all pieces' units lie in one line, this one's from `begin`."""
-    if step[at.BY_ROWS]:
+    if step.by_rows:
         return part_of(units, thread, threads)
-    first, last = part_of(step[at.TOTAL], thread, threads)
+    first, last = part_of(step.total, thread, threads)
     return min(max(first - begin, 0), units), min(max(last - begin, 0), units)
 
 
@@ -52,19 +52,13 @@ def origin(height, row, above, arenas, thread, threads):
 @kernel
 def target_origin(step, arenas, thread, threads):
     """That of the map which a step writes."""
-    return origin(step[at.PIXELS] // step[at.WIDTH], step[at.TARGET_ROW], step[at.TARGET_ABOVE], arenas, thread, threads)
+    return origin(step.pixels // step.width, step.target_row, step.target_above, arenas, thread, threads)
 
 
 @kernel
 def source_origin(step, piece, arenas, thread, threads):
     """That of the map which a piece of a step reads."""
-    return origin(step[at.SOURCE_HEIGHT], piece[at.SOURCE_ROW], piece[at.SOURCE_ABOVE], arenas, thread, threads)
-
-
-@kernel
-def bounds(step):
-    """Between which a step's results are kept."""
-    return np.int32(step[at.LOW]).view(np.float32), np.int32(step[at.HIGH]).view(np.float32)
+    return origin(step.source_height, piece.source_row, piece.source_above, arenas, thread, threads)
 
 
 @kernel
@@ -72,24 +66,24 @@ def run_dense(step, piece, tables, weights, source, target, residual, first, las
     """Pixels first to last of a panel. Source, target and residual are arenas, or where one would begin for a band to lie right."""
     arguments = (
         first, last,
-        source + piece[at.SOURCE], tables + piece[at.SOURCE_PIXELS], tables + piece[at.OFFSETS], piece[at.COUNT],
-        weights + piece[at.WEIGHTS], weights + piece[at.BIAS],
-        target + step[at.TARGET], tables + piece[at.TARGET_PIXELS], tables + piece[at.COLUMNS],
-        piece[at.RESIDUAL] + residual if piece[at.RESIDUAL] >= 0 else 0, tables + piece[at.RESIDUAL_PIXELS],
-        tables + piece[at.RESIDUAL_COLUMNS], *bounds(step),
+        source + piece.source, tables + piece.source_pixels, tables + piece.offsets, piece.count,
+        weights + piece.weights, weights + piece.bias,
+        target + step.target, tables + piece.target_pixels, tables + piece.columns,
+        piece.residual + residual if piece.residual >= 0 else 0, tables + piece.residual_pixels,
+        tables + piece.residual_columns, step.low, step.high,
     )  # fmt: skip
-    dense_tile(2 * piece[at.HALVES] + (piece[at.TALL] == 1), arguments)
+    dense_tile(2 * piece.halves + (piece.tall == 1), arguments)
 
 
 @kernel
 def run_window(step, piece, weights, source, target, first, last):
     """Rows first to last of a vector of channels."""
-    stride, width, rows = step[at.STRIDE], step[at.WIDTH], piece[at.SOURCE_ROW]
+    stride, width, rows = step.stride, step.width, piece.source_row
     arguments = (
-        source + piece[at.SOURCE] + first * stride * rows, rows, piece[at.SOURCE_PIXEL],
-        weights + piece[at.WEIGHTS], weights + piece[at.BIAS],
-        target + step[at.TARGET] + piece[at.COLUMN] + first * step[at.TARGET_ROW], step[at.TARGET_ROW], step[at.TARGET_PIXEL],
-        last - first, width, *bounds(step),
+        source + piece.source + first * stride * rows, rows, piece.source_pixel,
+        weights + piece.weights, weights + piece.bias,
+        target + step.target + piece.column + first * step.target_row, step.target_row, step.target_pixel,
+        last - first, width, step.low, step.high,
     )  # fmt: skip
     window_tile(2 * stride + (width < RUN), arguments)
 
@@ -97,21 +91,21 @@ def run_window(step, piece, weights, source, target, first, last):
 @kernel
 def run_maximum(step, piece, source, target, row, height):
     """A row of a vector of channels, from a map of the given height."""
-    rows, pixel = piece[at.SOURCE_ROW], piece[at.SOURCE_PIXEL]
-    x = source + piece[at.SOURCE]
+    rows, pixel = piece.source_row, piece.source_pixel
+    x = source + piece.source
     above, middle, below = max(2 * row - 1, 0), 2 * row, min(2 * row + 1, height - 1)
     maximum_tile((
-        x + above * rows, x + middle * rows, x + below * rows, pixel, (piece[at.SOURCE_WIDTH] - 1) * pixel,
-        target + step[at.TARGET] + piece[at.COLUMN] + row * step[at.TARGET_ROW], step[at.TARGET_PIXEL], step[at.WIDTH],
+        x + above * rows, x + middle * rows, x + below * rows, pixel, (piece.source_width - 1) * pixel,
+        target + step.target + piece.column + row * step.target_row, step.target_pixel, step.width,
     ))  # fmt: skip
 
 
 @kernel
 def run_mean(piece, height, source, target):
     """The mean of one vector of channels."""
-    width = piece[at.SOURCE_WIDTH]
+    width = piece.source_width
     share = np.float32(1) / np.float32(height * width)
-    average_tile((source + piece[at.SOURCE], piece[at.SOURCE_ROW], piece[at.SOURCE_PIXEL], height, width, share, target))
+    average_tile((source + piece.source, piece.source_row, piece.source_pixel, height, width, share, target))
 
 
 @kernel
@@ -127,11 +121,11 @@ def clear_line(line, pixel, whole):
 @kernel
 def clear_halo(step, target, thread, threads):
     """Zeros around a thread's rows of the map that a step writes, if it has a halo."""
-    height = step[at.PIXELS] // step[at.WIDTH]
-    row, pixel = step[at.TARGET_ROW], step[at.TARGET_PIXEL]
+    height = step.pixels // step.width
+    row, pixel = step.target_row, step.target_pixel
     first, last = part_of(height, thread, threads)
-    for plane in range(step[at.HALO_PLANES]):
-        begin = target + step[at.TARGET] + plane * step[at.PLANE] - pixel
+    for plane in range(step.halo_planes):
+        begin = target + step.target + plane * step.plane - pixel
         for i in range(first - (thread == 0), last + (thread == threads - 1)):
             clear_line(array(begin + i * row, np.float32, (row // FLOAT,)), pixel // FLOAT, i == -1 or i == height)
 
@@ -139,20 +133,21 @@ def clear_halo(step, target, thread, threads):
 @kernel
 def read_of(step, first, last):
     """The rows of what a step reads that it needs for its rows first to last."""
-    return reach(step[at.STRIDE], step[at.MARGIN], step[at.SOURCE_HEIGHT], first, last)
+    return reach(step.stride, step.margin, step.source_height, first, last)
 
 
 @kernel
 def fetch(step, pieces, arenas, thread, threads, first, last):
     """Copy what other threads have of the rows first to last that a step reads: each has its own rows in its own arena."""
-    height = step[at.SOURCE_HEIGHT]
-    for number in range(step[at.LAST], step[at.SEAMS]):
-        piece, row = pieces[number], pieces[number, at.SOURCE_ROW]
+    height = step.source_height
+    for number in range(step.last, step.seams):
+        piece = pieces[number]
+        row = piece.source_row
         for other in range(threads):
             begin, end = part_of(height, other, threads)
             for i in range(max(first, begin), min(last, end)):
                 if other != thread:
-                    place = piece[at.SOURCE] + i * row
+                    place = piece.source + i * row
                     here = array(place + source_origin(step, piece, arenas, thread, threads), np.float32, (row // FLOAT,))
                     there = array(place + source_origin(step, piece, arenas, other, threads), np.float32, (row // FLOAT,))
                     for k in range(len(here)):
@@ -162,10 +157,10 @@ def fetch(step, pieces, arenas, thread, threads, first, last):
 @kernel
 def run_image(step, target, image, first, last):
     """Copy rows of the image, as bits, zeros around it; whether one value is not finite."""
-    pixel, row_length, width = step[at.TARGET_PIXEL] // FLOAT, step[at.TARGET_ROW] // FLOAT, step[at.WIDTH]
-    largest, begin = np.int32(0), target + step[at.TARGET] - step[at.TARGET_PIXEL]
+    pixel, row_length, width = step.target_pixel // FLOAT, step.target_row // FLOAT, step.width
+    largest, begin = np.int32(0), target + step.target - step.target_pixel
     for row in range(first, last):
-        line = array(begin + row * step[at.TARGET_ROW], np.int32, (row_length,))
+        line = array(begin + row * step.target_row, np.int32, (row_length,))
         outside = row < 0 or row * width * 3 >= len(image)
         clear_line(line, pixel, outside)
         if outside:
@@ -186,19 +181,19 @@ def run_image(step, target, image, first, last):
 @kernel
 def run_stem(steps, pieces, tables, weights, arenas, image, thread, threads):
     """Image, first convolution and max-pool, in bands of rows whose maps are the thread's own; whether the image has a fault."""
-    copy, conv, pool, band = steps[0], steps[1], steps[2], steps[0, at.BAND]
-    rows, height, width = pool[at.PIXELS] // pool[at.WIDTH], conv[at.PIXELS] // conv[at.WIDTH], conv[at.WIDTH]
+    copy, conv, pool, band = steps[0], steps[1], steps[2], steps[0].band
+    rows, height, width = pool.pixels // pool.width, conv.pixels // conv.width, conv.width
     own, last = part_of(rows, thread, threads)
     fault, mine, target = False, np.int64(arenas[thread].ctypes.data), target_origin(pool, arenas, thread, threads)
     clear_halo(pool, target, thread, threads)
     for begin in range(own, last, band):
         end = min(begin + band, last)
-        shown, shifted = mine - (4 * begin - 2) * copy[at.TARGET_ROW], mine - (2 * begin - 1) * conv[at.TARGET_ROW]
+        shown, shifted = mine - (4 * begin - 2) * copy.target_row, mine - (2 * begin - 1) * conv.target_row
         fault |= run_image(copy, shown, image, 4 * begin - 3, 4 * end)
         first, until = max(2 * begin - 1, 0) * width, min(2 * end, height) * width
-        for number in range(conv[at.FIRST], conv[at.LAST]):
+        for number in range(conv.first, conv.last):
             run_dense(conv, pieces[number], tables, weights, shown, shifted, NO_SHORTCUT, first, until)
-        for number in range(pool[at.FIRST], pool[at.LAST]):
+        for number in range(pool.first, pool.last):
             for row in range(begin, end):
                 run_maximum(pool, pieces[number], shifted, target, row, height)
     return fault
@@ -207,34 +202,34 @@ def run_stem(steps, pieces, tables, weights, arenas, image, thread, threads):
 @kernel
 def run_step(step, pieces, tables, weights, arenas, logits, thread, threads):
     """A thread's share of a step."""
-    kind, rows, target = step[at.KIND], step[at.PIXELS] // step[at.WIDTH], target_origin(step, arenas, thread, threads)
+    kind, rows, target = step.kind, step.pixels // step.width, target_origin(step, arenas, thread, threads)
     fetch(step, pieces, arenas, thread, threads, *read_of(step, *part_of(rows, thread, threads)))
     clear_halo(step, target, thread, threads)
-    for chunk in range(step[at.CHUNKS]):
+    for chunk in range(step.chunks):
         begin = NIL
-        for number in range(step[at.FIRST], step[at.LAST]):
+        for number in range(step.first, step.last):
             piece = pieces[number]
-            first, last = share(step, piece[at.UNITS], begin, thread, threads)
-            begin += piece[at.UNITS]
+            first, last = share(step, piece.units, begin, thread, threads)
+            begin += piece.units
             units = last - first
-            first, last = first + units * chunk // step[at.CHUNKS], first + units * (chunk + 1) // step[at.CHUNKS]
+            first, last = first + units * chunk // step.chunks, first + units * (chunk + 1) // step.chunks
             if first >= last:
                 continue
             source = source_origin(step, piece, arenas, thread, threads)
             if kind == DENSE:
-                unit = piece[at.UNIT]
-                end = min(last * unit, step[at.PIXELS])
-                residual = origin(rows, piece[at.RESIDUAL_ROW], piece[at.RESIDUAL_ABOVE], arenas, thread, threads)
+                unit = piece.unit
+                end = min(last * unit, step.pixels)
+                residual = origin(rows, piece.residual_row, piece.residual_above, arenas, thread, threads)
                 run_dense(step, piece, tables, weights, source, target, residual, first * unit, end)
             elif kind == WINDOW:
                 run_window(step, piece, weights, source, target, first, last)
             elif kind == MAXIMUM:
                 for row in range(first, last):
-                    run_maximum(step, piece, source, target, row, step[at.SOURCE_HEIGHT])
+                    run_maximum(step, piece, source, target, row, step.source_height)
             elif kind == MEAN:
-                run_mean(piece, step[at.SOURCE_HEIGHT], source, target + step[at.TARGET] + piece[at.COLUMN])
+                run_mean(piece, step.source_height, source, target + step.target + piece.column)
             elif kind == OUTPUT:
-                places = array(tables + piece[at.OFFSETS], np.uint32, (len(logits),))
+                places = array(tables + piece.offsets, np.uint32, (len(logits),))
                 for k in range(len(logits)):
                     logits[k] = arenas[0, places[k] // FLOAT]
 
@@ -243,14 +238,12 @@ def run_step(step, pieces, tables, weights, arenas, logits, thread, threads):
 def run_pair(conv, window, pieces, tables, weights, arenas, thread, threads):
     """A convolution and the depthwise step behind it, in bands of rows; the map between them is the thread's own."""
     mine, target = np.int64(arenas[thread].ctypes.data), target_origin(window, arenas, thread, threads)
-    source = source_origin(conv, pieces[conv[at.FIRST]], arenas, thread, threads)
-    height, width, stride, band = conv[at.PIXELS] // conv[at.WIDTH], conv[at.WIDTH], window[at.STRIDE], conv[at.BAND]
-    row, pixel = conv[at.TARGET_ROW], conv[at.TARGET_PIXEL] // FLOAT
+    source = source_origin(conv, pieces[conv.first], arenas, thread, threads)
+    height, width, stride, band = conv.pixels // conv.width, conv.width, window.stride, conv.band
+    row, pixel = conv.target_row, conv.target_pixel // FLOAT
     length = stride * (band - 1) + 3
-    lines = array(
-        mine + conv[at.TARGET] - row - conv[at.TARGET_PIXEL], np.float32, (length, row // FLOAT)
-    )  # with those of the halo
-    own, last = part_of(window[at.PIXELS] // window[at.WIDTH], thread, threads)
+    lines = array(mine + conv.target - row - conv.target_pixel, np.float32, (length, row // FLOAT))  # with those of the halo
+    own, last = part_of(window.pixels // window.width, thread, threads)
     done = NIL
     fetch(conv, pieces, arenas, thread, threads, *read_of(conv, *read_of(window, own, last)))
     clear_halo(window, target, thread, threads)
@@ -261,14 +254,14 @@ def run_pair(conv, window, pieces, tables, weights, arenas, thread, threads):
         before = stride * begin - 1  # the row of the map that is the band's first
         shifted = mine - stride * begin * row
         first, until = max(before, done), min(stride * (end - 1) + 2, height)
-        for number in range(conv[at.FIRST], conv[at.LAST] if first < until else NIL):
+        for number in range(conv.first, conv.last if first < until else NIL):
             run_dense(conv, pieces[number], tables, weights, source, shifted, NO_SHORTCUT, first * width, until * width)
         done = until
         if begin == 0:
             clear_line(lines[0], pixel, True)
         if stride * (end - 1) + 2 > height:
             clear_line(lines[height - before], pixel, True)
-        for number in range(window[at.FIRST], window[at.LAST]):
+        for number in range(window.first, window.last):
             run_window(window, pieces[number], weights, shifted, target, begin, end)
         for i in range(3 - stride):  # the next band needs them as well
             line, moved = lines[i], lines[stride * (end - begin) + i]
@@ -280,9 +273,9 @@ def run_pair(conv, window, pieces, tables, weights, arenas, thread, threads):
 def run_begin(steps, pieces, tables, weights, arenas, image, thread, threads):
     """A thread's share of the steps that read the image; whether it has a fault."""
     step = steps[0]
-    if step[at.KIND] == STEM:
+    if step.kind == STEM:
         return run_stem(steps, pieces, tables, weights, arenas, image, thread, threads)
-    first, last = part_of(step[at.PIXELS] // step[at.WIDTH], thread, threads)  # as every step shares them out
+    first, last = part_of(step.pixels // step.width, thread, threads)  # as every step shares them out
     target = target_origin(step, arenas, thread, threads)
     return run_image(step, target, image, first - (thread == 0), last + (thread == threads - 1))
 
@@ -291,23 +284,23 @@ def run_begin(steps, pieces, tables, weights, arenas, image, thread, threads):
 def run_program(words, number, n, arenas, thread, threads):
     """A thread's share of the n-th image, by one of the two programs: for a thread alone, or for all together."""
     program = words[team.PROGRAMS + number * team.PROGRAM :]
-    steps = array(program[team.STEPS], np.int64, (program[team.STEP_COUNT], at.STEP))
-    pieces = array(program[team.PIECES], np.int64, (program[team.PIECE_COUNT], at.PIECE))
+    steps = array(program[team.STEPS], STEP, (program[team.STEP_COUNT],))
+    pieces = array(program[team.PIECES], PIECE, (program[team.PIECE_COUNT],))
     tables, weights = program[team.TABLES], words[team.WEIGHTS]
-    image = array(words[team.IMAGES], np.int32, (words[team.BATCH], steps[0, at.PIXELS] * 3))[n]  # its bits
-    logits = array(words[team.LOGITS], np.float32, (words[team.BATCH], pieces[-1, at.COUNT]))[n]
+    image = array(words[team.IMAGES], np.int32, (words[team.BATCH], steps[0].pixels * 3))[n]  # its bits
+    logits = array(words[team.LOGITS], np.float32, (words[team.BATCH], pieces[-1].count))[n]
     meet(words, threads)
     if words[team.FROM] == 0 and run_begin(steps, pieces, tables, weights, arenas, image, thread, threads):
         exchange(words, team.FAULT, 1)
-    s = max(steps[0, at.SPAN], words[team.FROM])
+    s = max(steps[0].span, words[team.FROM])
     while s < words[team.UNTIL]:
-        if steps[s, at.MEET]:
+        if steps[s].meet:
             meet(words, threads)
-        if steps[s, at.SPAN] == 1:
+        if steps[s].span == 1:
             run_step(steps[s], pieces, tables, weights, arenas, logits, thread, threads)
         else:
             run_pair(steps[s], steps[s + 1], pieces, tables, weights, arenas, thread, threads)
-        s += steps[s, at.SPAN]
+        s += steps[s].span
 
 
 @kernel

@@ -22,33 +22,42 @@ from .machine import FLOAT, LINE, Machine
 from .plan import Plan
 from .steps import DENSE, MAXIMUM, MEAN, OUTPUT, WINDOW, Step
 
-# Units are what threads share out. BY_ROWS: rows, the same ones of every piece; else, of a small map, the units of all pieces in one
-# line, which are tiles of a dense step, rows of the others.
-# The columns of `Program.steps`. Pieces are those from FIRST to before LAST and have TOTAL units; PIXELS and WIDTH are of the output;
-# LOW and HIGH are the bits of the floats between which results are kept.
-(KIND, FIRST, LAST, BY_ROWS, TOTAL, CHUNKS, PIXELS, WIDTH, STRIDE, LOW, HIGH) = range(11)
-(TARGET, TARGET_ROW, TARGET_PIXEL, HALO_PLANES, PLANE) = range(11, 16)  # the first pixel written; the planes if they have a halo
-(SPAN, BAND) = range(16, 18)  # so many steps from here on are computed together, so many rows at a time
-(SEAMS, SOURCE_HEIGHT, MARGIN) = range(18, 21)  # pieces from LAST to before SEAMS: `seams`; rows it reads of, and beside its own
-(TARGET_ABOVE, MEET) = range(21, 23)  # as all ABOVE: that of the layout; whether all threads meet before it
-STEP = 23
-# The columns of `Program.pieces`: those that every kind has, those of a dense step, those of the others.
-(UNITS, SOURCE, SOURCE_ROW, SOURCE_ABOVE, WEIGHTS, BIAS) = range(6)
-(UNIT, HALVES, TALL, COUNT, SOURCE_PIXELS, OFFSETS, TARGET_PIXELS, COLUMNS) = range(6, 14)
-(RESIDUAL, RESIDUAL_ROW, RESIDUAL_ABOVE, RESIDUAL_PIXELS, RESIDUAL_COLUMNS) = range(14, 19)
-PIECE = 19
-(SOURCE_PIXEL, SOURCE_WIDTH, COLUMN) = range(6, 9)
 NEAR = 24 * 1024  # bytes: most of the nearest cache, which has 32 KiB or more
 FAR = 512 * 1024  # bytes: more than stays in the second cache while other things pass through it
 SLACK = 8192  # bytes behind arena and weights: vectors are read, and lines fetched, a little beyond the end
+
+
+def record(integers: str, floats: str = "") -> np.dtype[np.void]:
+    """So many numbers, that have names."""
+    fields = [*((name, np.int64) for name in integers.split()), *((name, np.float32) for name in floats.split())]
+    return np.dtype((np.record, np.dtype(fields, align=True)))
+
+
+# Units are what threads share out. By rows: rows, the same ones of every piece; else, of a small map, the units of all pieces in one
+# line, which are tiles of a dense step, rows of the others.
+STEP = record(
+    "kind first last seams "  # its pieces: from first to before last; from there to before seams, those of `Encoder.seams`
+    "by_rows total chunks "  # total: units of all pieces
+    "pixels width target target_row target_pixel target_above "  # of the output; the first pixel written; `Layout.above`
+    "halo_planes plane "  # the planes of the output if they have a halo; from one to the next
+    "stride margin source_height "  # margin: rows that it reads beside its own; the rows there are
+    "span band meet ",  # so many steps from here on, so many rows at a time; whether all threads meet before it
+    "low high",  # between which results are kept
+)
+PIECE = record(
+    "units source source_row source_above weights bias "
+    "unit halves tall count source_pixels offsets target_pixels columns "  # of a dense step
+    "residual residual_row residual_above residual_pixels residual_columns "
+    "source_pixel source_width column"  # of the others
+)
 
 
 @dataclass(frozen=True)
 class Program:
     """What the engine runs."""
 
-    steps: npt.NDArray[np.int64]
-    pieces: npt.NDArray[np.int64]
+    steps: npt.NDArray[np.void]
+    pieces: npt.NDArray[np.void]
     tables: npt.NDArray[np.uint32]
     weights: Array
     arena: int  # bytes
@@ -59,7 +68,7 @@ class Encoder:
 
     def __init__(self, machine: Machine, threads: int) -> None:
         self.machine, self.threads = machine, threads
-        self.pieces: list[dict[int, int]] = []
+        self.pieces: list[dict[str, int]] = []
         self.tables: list[npt.NDArray[np.uint32]] = []
         self.weights: list[Array] = []
         self.places: dict[bytes, int] = {}
@@ -87,7 +96,7 @@ class Encoder:
         self.bytes[name] += sum(array.nbytes for array in parts[-2:])
         return begin
 
-    def step(self, step: Step) -> list[int]:
+    def step(self, step: Step) -> dict[str, float]:
         """A row of `Program.steps`, after adding the step's pieces."""
         first = len(self.pieces)
         encode = {DENSE: self.dense, WINDOW: self.window, MAXIMUM: self.single, MEAN: self.single, OUTPUT: self.output}.get(
@@ -100,13 +109,17 @@ class Encoder:
         self.pieces += self.seams(step)
         what, target = step.what, step.target
         layout = target.layout
-        bounds = np.array([0 if what.relu else -np.inf, what.limit], np.float32).view(np.int32)
-        return [step.kind, first, last, by_rows(step, self.machine, self.threads), sum(piece[UNITS] for piece in pieces),
-                self.chunks(step, pieces), step.size[0] * step.size[1], step.size[1], what.stride, *bounds,
-                target.offset + layout.at(0, 0), layout.row, layout.pixel, layout.halo * target.planes, layout.plane,
-                step.span, step.band, len(self.pieces), what.source.height, what.kernel // 2, layout.above]  # fmt: skip
+        return {
+            "kind": step.kind, "first": first, "last": last, "seams": len(self.pieces),
+            "by_rows": by_rows(step, self.machine, self.threads), "total": sum(piece["units"] for piece in pieces),
+            "chunks": self.chunks(step, pieces), "pixels": step.size[0] * step.size[1], "width": step.size[1],
+            "target": target.offset + layout.at(0, 0), "target_row": layout.row, "target_pixel": layout.pixel,
+            "target_above": layout.above, "halo_planes": layout.halo * target.planes, "plane": layout.plane,
+            "stride": what.stride, "margin": what.kernel // 2, "source_height": what.source.height,
+            "span": step.span, "band": step.band, "low": 0 if what.relu else -np.inf, "high": what.limit,
+        }  # fmt: skip
 
-    def dense(self, step: Step) -> Iterator[dict[int, int]]:
+    def dense(self, step: Step) -> Iterator[dict[str, int]]:
         what, source, target = step.what, step.source, step.target.layout
         groups, taps, inputs, outputs = what.weight.shape
         height, width = step.size
@@ -128,31 +141,31 @@ class Encoder:
             for panel in panels(vectors, max(self.machine.heights)):
                 tall = self.machine.tall(len(panel), height * width)
                 piece = {
-                    UNITS: height if rows else -(-height * width // tall),
-                    UNIT: width if rows else tall,
-                    SOURCE: base + here.at(-margin, -margin),
-                    SOURCE_ROW: here.row,
-                    SOURCE_ABOVE: here.above,
-                    HALVES: 2 * len(panel) - panel[-1].half,
-                    TALL: tall,
-                    COUNT: taps * inputs,
-                    WEIGHTS: self.values(self.spread(weight, panel)),
-                    SOURCE_PIXELS: pixels,
-                    OFFSETS: offsets,
-                    BIAS: self.values(self.spread(what.bias, panel)),
-                    TARGET_PIXELS: self.table(target.at(i, j) - target.at(0, 0)),
-                    COLUMNS: self.table([target.column(vector.column) for vector in panel]),
-                    RESIDUAL: -1,
+                    "units": height if rows else -(-height * width // tall),
+                    "unit": width if rows else tall,
+                    "source": base + here.at(-margin, -margin),
+                    "source_row": here.row,
+                    "source_above": here.above,
+                    "halves": 2 * len(panel) - panel[-1].half,
+                    "tall": tall,
+                    "count": taps * inputs,
+                    "weights": self.values(self.spread(weight, panel)),
+                    "source_pixels": pixels,
+                    "offsets": offsets,
+                    "bias": self.values(self.spread(what.bias, panel)),
+                    "target_pixels": self.table(target.at(i, j) - target.at(0, 0)),
+                    "columns": self.table([target.column(vector.column) for vector in panel]),
+                    "residual": -1,
                 }
                 if residual:
                     shortcut, low = residual.buffers[0].layout, min(buffer.offset for buffer in residual.buffers)
                     starts = [residual.places[vector.channels[0]] for vector in panel]
-                    piece[RESIDUAL], piece[RESIDUAL_ROW], piece[RESIDUAL_ABOVE] = low, shortcut.row, shortcut.above
-                    piece[RESIDUAL_PIXELS] = self.table(shortcut.at(i, j))
-                    piece[RESIDUAL_COLUMNS] = self.table([buffer.address(channel) - low for buffer, channel in starts])
+                    piece["residual"], piece["residual_row"], piece["residual_above"] = low, shortcut.row, shortcut.above
+                    piece["residual_pixels"] = self.table(shortcut.at(i, j))
+                    piece["residual_columns"] = self.table([buffer.address(channel) - low for buffer, channel in starts])
                 yield piece
 
-    def seams(self, step: Step) -> Iterator[dict[int, int]]:
+    def seams(self, step: Step) -> Iterator[dict[str, int]]:
         """A piece for each plane of a map in the threads' own arenas that a step reads beyond its own rows: what `fetch` copies,
         across the seams where the rows of two threads meet."""
         if (step.what.kernel, step.what.stride, step.span) == (1, 1, 1):
@@ -161,7 +174,7 @@ class Encoder:
             layout = buffer.layout
             for plane in range(buffer.planes if layout.above >= 0 else 0):
                 begin = buffer.offset + plane * layout.plane + layout.at(0, -layout.halo)
-                yield {SOURCE: begin, SOURCE_ROW: layout.row, SOURCE_ABOVE: layout.above}
+                yield {"source": begin, "source_row": layout.row, "source_above": layout.above}
 
     def spread(self, values: Array, panel: list[Vector]) -> Array:
         """The channels (..., O) of a panel's vectors, side by side, zeros where a vector has fewer than its lanes."""
@@ -171,52 +184,51 @@ class Encoder:
             out[..., v * lanes : v * lanes + len(vector.channels)] = values.take(vector.channels, axis=-1)
         return out
 
-    def window(self, step: Step) -> Iterator[dict[int, int]]:
+    def window(self, step: Step) -> Iterator[dict[str, int]]:
         for piece, vector in zip(self.single(step), step.vectors, strict=True):
             layout = step.source.places[vector.channels[0]][0].layout
-            piece[SOURCE] += layout.at(-1, -1) - layout.at(0, 0)
-            piece[WEIGHTS] = self.values(self.spread(step.what.weight, [vector]))
-            piece[BIAS] = self.values(self.spread(step.what.bias, [vector]))
+            piece["source"] += layout.at(-1, -1) - layout.at(0, 0)
+            piece["weights"] = self.values(self.spread(step.what.weight, [vector]))
+            piece["bias"] = self.values(self.spread(step.what.bias, [vector]))
             yield piece
 
-    def single(self, step: Step) -> Iterator[dict[int, int]]:
+    def single(self, step: Step) -> Iterator[dict[str, int]]:
         """The pieces of a step that sees each channel alone."""
         for vector in step.vectors:
             buffer, channel = step.source.places[vector.channels[0]]
             layout = buffer.layout
             yield {
-                UNITS: step.size[0],
-                SOURCE: buffer.address(channel) + layout.at(0, 0),
-                SOURCE_ROW: layout.row,
-                SOURCE_ABOVE: layout.above,
-                SOURCE_PIXEL: layout.pixel,
-                SOURCE_WIDTH: layout.width,
-                COLUMN: step.target.layout.column(vector.column),
+                "units": step.size[0],
+                "source": buffer.address(channel) + layout.at(0, 0),
+                "source_row": layout.row,
+                "source_above": layout.above,
+                "source_pixel": layout.pixel,
+                "source_width": layout.width,
+                "column": step.target.layout.column(vector.column),
             }
 
-    def output(self, step: Step) -> Iterator[dict[int, int]]:
+    def output(self, step: Step) -> Iterator[dict[str, int]]:
         """One piece: where each logit lies."""
         yield {
-            UNITS: 1,
-            COUNT: len(step.source.places),
-            OFFSETS: self.table([buffer.address(channel) for buffer, channel in step.source.places]),
+            "units": 1,
+            "count": len(step.source.places),
+            "offsets": self.table([buffer.address(channel) for buffer, channel in step.source.places]),
         }
 
-    def chunks(self, step: Step, pieces: list[dict[int, int]]) -> int:
+    def chunks(self, step: Step, pieces: list[dict[str, int]]) -> int:
         """In how many parts all pieces of a step are computed, one part after the other, rather than one piece after the other.
 
         The weights of small groups fit into the nearest cache together; then it is the maps that are to be read once. So it is where
         channels are seen alone and a map, or what a thread has of it, is large: neighbouring channels share pages, and are read
         together. Parts are of whole rows, and hold a tile at least.
         """
-        weights = sum(piece[COUNT] * piece[HALVES] * self.machine.lanes // 2 * FLOAT for piece in pieces if step.kind == DENSE)
         height, width = step.size
-        if not by_rows(step, self.machine, self.threads):
+        if step.kind not in (DENSE, WINDOW) or not by_rows(step, self.machine, self.threads):
             return 1
         if step.kind == WINDOW:
             layout = step.source.buffers[0].layout
             return max(1, height // self.threads // 2) if layout.plane > FAR else 1
-        if not 0 < weights <= NEAR:
+        if sum(piece["count"] * piece["halves"] for piece in pieces) * self.machine.lanes // 2 * FLOAT > NEAR:
             return 1
         channels = len(step.source.places) + step.what.channels * (2 if step.what.residual else 1)
         rows = -(-max(self.machine.heights.values()) // width)
@@ -235,14 +247,21 @@ def panels(vectors: list[Vector], most: int) -> Iterator[list[Vector]]:
 def encode(plan: Plan) -> Program:
     """The plan as arrays."""
     encoder = Encoder(plan.machine, plan.threads)
-    steps = np.array([[*encoder.step(step), number in plan.meetings] for number, step in enumerate(plan.steps)], np.int64)
-    pieces = np.zeros((len(encoder.pieces), PIECE), np.int64)
-    for row, piece in zip(pieces, encoder.pieces, strict=True):
-        row[list(piece)] = list(piece.values())
+    steps = records([{**encoder.step(step), "meet": number in plan.meetings} for number, step in enumerate(plan.steps)], STEP)
+    pieces = records(encoder.pieces, PIECE)
     weights = aligned(encoder.bytes["weights"] + SLACK)
     np.concatenate([*encoder.weights, np.zeros(0)], casting="same_kind", out=weights[: encoder.bytes["weights"] // FLOAT])
     arena = -(-(plan.arena + SLACK) // LINE) * LINE
     return Program(steps, pieces, np.concatenate(encoder.tables), weights, arena)
+
+
+def records(values: list[dict[str, Any]], kind: np.dtype[np.void]) -> npt.NDArray[np.void]:
+    """As records, with 0 where there is no value."""
+    out = np.zeros(len(values), kind)
+    for row, given in zip(out, values, strict=True):
+        for name, value in given.items():
+            row[name] = value
+    return out
 
 
 def aligned(size: int) -> Array:
