@@ -68,7 +68,7 @@ def test_a_threads_rows_hold_a_tile(height, width, threads):
     params = {name: value.astype(np.float32) for name, value in parameters(parameter_shapes(net)).items()}
     program = encode(Plan(net, params, height, width, machine(), threads))
     for step in program.steps[program.steps["by_rows"] > 0]:
-        pixels = step.pixels // step.width // threads * step.width
+        pixels = step.height // threads * step.width
         tiles = program.pieces[step.first : step.last]["tall"] if step.kind == DENSE else np.ones(1)
         assert pixels >= tiles.max()
 

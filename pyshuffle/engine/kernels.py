@@ -52,7 +52,7 @@ def origin(height, row, above, arenas, thread, threads):
 @kernel
 def target_origin(step, arenas, thread, threads):
     """That of the map which a step writes."""
-    return origin(step.pixels // step.width, step.target_row, step.target_above, arenas, thread, threads)
+    return origin(step.height, step.target_row, step.target_above, arenas, thread, threads)
 
 
 @kernel
@@ -121,8 +121,7 @@ def clear_line(line, pixel, whole):
 @kernel
 def clear_halo(step, target, thread, threads):
     """Zeros around a thread's rows of the map that a step writes, if it has a halo."""
-    height = step.pixels // step.width
-    row, pixel = step.target_row, step.target_pixel
+    height, row, pixel = step.height, step.target_row, step.target_pixel
     first, last = part_of(height, thread, threads)
     for plane in range(step.halo_planes):
         begin = target + step.target + plane * step.plane - pixel
@@ -161,7 +160,7 @@ def run_image(step, target, image, first, last):
     largest, begin = np.int32(0), target + step.target - step.target_pixel
     for row in range(first, last):
         line = array(begin + row * step.target_row, np.int32, (row_length,))
-        outside = row < 0 or row * width * 3 >= len(image)
+        outside = row < 0 or row >= step.height
         clear_line(line, pixel, outside)
         if outside:
             continue
@@ -182,8 +181,8 @@ def run_image(step, target, image, first, last):
 def run_stem(steps, pieces, tables, weights, arenas, image, thread, threads):
     """Image, first convolution and max-pool, in bands of rows whose maps are the thread's own; whether the image has a fault."""
     copy, conv, pool, band = steps[0], steps[1], steps[2], steps[0].band
-    rows, height, width = pool.pixels // pool.width, conv.pixels // conv.width, conv.width
-    own, last = part_of(rows, thread, threads)
+    height, width = conv.height, conv.width
+    own, last = part_of(pool.height, thread, threads)
     fault, mine, target = False, np.int64(arenas[thread].ctypes.data), target_origin(pool, arenas, thread, threads)
     clear_halo(pool, target, thread, threads)
     for begin in range(own, last, band):
@@ -202,8 +201,8 @@ def run_stem(steps, pieces, tables, weights, arenas, image, thread, threads):
 @kernel
 def run_step(step, pieces, tables, weights, arenas, logits, thread, threads):
     """A thread's share of a step."""
-    kind, rows, target = step.kind, step.pixels // step.width, target_origin(step, arenas, thread, threads)
-    fetch(step, pieces, arenas, thread, threads, *read_of(step, *part_of(rows, thread, threads)))
+    kind, target = step.kind, target_origin(step, arenas, thread, threads)
+    fetch(step, pieces, arenas, thread, threads, *read_of(step, *part_of(step.height, thread, threads)))
     clear_halo(step, target, thread, threads)
     for chunk in range(step.chunks):
         begin = NIL
@@ -218,8 +217,8 @@ def run_step(step, pieces, tables, weights, arenas, logits, thread, threads):
             source = source_origin(step, piece, arenas, thread, threads)
             if kind == DENSE:
                 unit = piece.unit
-                end = min(last * unit, step.pixels)
-                residual = origin(rows, piece.residual_row, piece.residual_above, arenas, thread, threads)
+                end = min(last * unit, step.height * step.width)
+                residual = origin(step.height, piece.residual_row, piece.residual_above, arenas, thread, threads)
                 run_dense(step, piece, tables, weights, source, target, residual, first * unit, end)
             elif kind == WINDOW:
                 run_window(step, piece, weights, source, target, first, last)
@@ -239,11 +238,11 @@ def run_pair(conv, window, pieces, tables, weights, arenas, thread, threads):
     """A convolution and the depthwise step behind it, in bands of rows; the map between them is the thread's own."""
     mine, target = np.int64(arenas[thread].ctypes.data), target_origin(window, arenas, thread, threads)
     source = source_origin(conv, pieces[conv.first], arenas, thread, threads)
-    height, width, stride, band = conv.pixels // conv.width, conv.width, window.stride, conv.band
+    height, width, stride, band = conv.height, conv.width, window.stride, conv.band
     row, pixel = conv.target_row, conv.target_pixel // FLOAT
     length = stride * (band - 1) + 3
     lines = array(mine + conv.target - row - conv.target_pixel, np.float32, (length, row // FLOAT))  # with those of the halo
-    own, last = part_of(window.pixels // window.width, thread, threads)
+    own, last = part_of(window.height, thread, threads)
     done = NIL
     fetch(conv, pieces, arenas, thread, threads, *read_of(conv, *read_of(window, own, last)))
     clear_halo(window, target, thread, threads)
@@ -275,7 +274,7 @@ def run_begin(steps, pieces, tables, weights, arenas, image, thread, threads):
     step = steps[0]
     if step.kind == STEM:
         return run_stem(steps, pieces, tables, weights, arenas, image, thread, threads)
-    first, last = part_of(step.pixels // step.width, thread, threads)  # as every step shares them out
+    first, last = part_of(step.height, thread, threads)  # as every step shares them out
     target = target_origin(step, arenas, thread, threads)
     return run_image(step, target, image, first - (thread == 0), last + (thread == threads - 1))
 
@@ -287,7 +286,7 @@ def run_program(words, number, n, arenas, thread, threads):
     steps = array(program[team.STEPS], STEP, (program[team.STEP_COUNT],))
     pieces = array(program[team.PIECES], PIECE, (program[team.PIECE_COUNT],))
     tables, weights = program[team.TABLES], words[team.WEIGHTS]
-    image = array(words[team.IMAGES], np.int32, (words[team.BATCH], steps[0].pixels * 3))[n]  # its bits
+    image = array(words[team.IMAGES], np.int32, (words[team.BATCH], steps[0].height * steps[0].width * 3))[n]  # its bits
     logits = array(words[team.LOGITS], np.float32, (words[team.BATCH], pieces[-1].count))[n]
     meet(words, threads)
     if words[team.FROM] == 0 and run_begin(steps, pieces, tables, weights, arenas, image, thread, threads):

@@ -38,7 +38,7 @@ def record(integers: str, floats: str = "") -> np.dtype[np.void]:
 STEP = record(
     "kind first last seams "  # its pieces: from first to before last; from there to before seams, those of `Encoder.seams`
     "by_rows total chunks "  # total: units of all pieces
-    "pixels width target target_row target_pixel target_above "  # of the output; the first pixel written; `Layout.above`
+    "height width target target_row target_pixel target_above "  # of the output; the first pixel written; `Layout.above`
     "halo_planes plane "  # the planes of the output if they have a halo; from one to the next
     "stride margin source_height "  # margin: rows that it reads beside its own; the rows there are
     "span band meet ",  # so many steps from here on, so many rows at a time; whether all threads meet before it
@@ -112,7 +112,7 @@ class Encoder:
         return {
             "kind": step.kind, "first": first, "last": last, "seams": len(self.pieces),
             "by_rows": by_rows(step, self.machine, self.threads), "total": sum(piece["units"] for piece in pieces),
-            "chunks": self.chunks(step, pieces), "pixels": step.size[0] * step.size[1], "width": step.size[1],
+            "chunks": self.chunks(step, pieces), "height": step.size[0], "width": step.size[1],
             "target": target.offset + layout.at(0, 0), "target_row": layout.row, "target_pixel": layout.pixel,
             "target_above": layout.above, "halo_planes": layout.halo * target.planes, "plane": layout.plane,
             "stride": what.stride, "margin": what.kernel // 2, "source_height": what.source.height,
