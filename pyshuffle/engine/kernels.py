@@ -89,23 +89,25 @@ def run_window(step, piece, weights, source, target, first, last):
 
 
 @kernel
-def run_maximum(step, piece, source, target, row, height):
-    """A row of a vector of channels, from a map of the given height."""
-    rows, pixel = piece.source_row, piece.source_pixel
+def run_maximum(step, piece, source, target, first, last):
+    """Rows first to last of a vector of channels."""
+    rows, pixel, height = piece.source_row, piece.source_pixel, step.source_height
     x = source + piece.source
-    above, middle, below = max(2 * row - 1, 0), 2 * row, min(2 * row + 1, height - 1)
-    maximum_tile((
-        x + above * rows, x + middle * rows, x + below * rows, pixel, (piece.source_width - 1) * pixel,
-        target + step.target + piece.column + row * step.target_row, step.target_pixel, step.width,
-    ))  # fmt: skip
+    for row in range(first, last):
+        above, middle, below = max(2 * row - 1, 0), 2 * row, min(2 * row + 1, height - 1)
+        maximum_tile((
+            x + above * rows, x + middle * rows, x + below * rows, pixel, (piece.source_width - 1) * pixel,
+            target + step.target + piece.column + row * step.target_row, step.target_pixel, step.width,
+        ))  # fmt: skip
 
 
 @kernel
-def run_mean(piece, height, source, target):
+def run_mean(step, piece, source, target):
     """The mean of one vector of channels."""
-    width = piece.source_width
+    height, width = step.source_height, piece.source_width
     share = np.float32(1) / np.float32(height * width)
-    average_tile((source + piece.source, piece.source_row, piece.source_pixel, height, width, share, target))
+    goal = target + step.target + piece.column
+    average_tile((source + piece.source, piece.source_row, piece.source_pixel, height, width, share, goal))
 
 
 @kernel
@@ -193,15 +195,14 @@ def run_stem(steps, pieces, tables, weights, arenas, image, thread, threads):
         for number in range(conv.first, conv.last):
             run_dense(conv, pieces[number], tables, weights, shown, shifted, NO_SHORTCUT, first, until)
         for number in range(pool.first, pool.last):
-            for row in range(begin, end):
-                run_maximum(pool, pieces[number], shifted, target, row, height)
+            run_maximum(pool, pieces[number], shifted, target, begin, end)
     return fault
 
 
 @kernel
 def run_step(step, pieces, tables, weights, arenas, logits, thread, threads):
     """A thread's share of a step."""
-    kind, target = step.kind, target_origin(step, arenas, thread, threads)
+    target = target_origin(step, arenas, thread, threads)
     fetch(step, pieces, arenas, thread, threads, *read_of(step, *part_of(step.height, thread, threads)))
     clear_halo(step, target, thread, threads)
     for chunk in range(step.chunks):
@@ -215,19 +216,18 @@ def run_step(step, pieces, tables, weights, arenas, logits, thread, threads):
             if first >= last:
                 continue
             source = source_origin(step, piece, arenas, thread, threads)
-            if kind == DENSE:
+            if step.kind == DENSE:
                 unit = piece.unit
                 end = min(last * unit, step.height * step.width)
                 residual = origin(step.height, piece.residual_row, piece.residual_above, arenas, thread, threads)
                 run_dense(step, piece, tables, weights, source, target, residual, first * unit, end)
-            elif kind == WINDOW:
+            elif step.kind == WINDOW:
                 run_window(step, piece, weights, source, target, first, last)
-            elif kind == MAXIMUM:
-                for row in range(first, last):
-                    run_maximum(step, piece, source, target, row, step.source_height)
-            elif kind == MEAN:
-                run_mean(piece, step.source_height, source, target + step.target + piece.column)
-            elif kind == OUTPUT:
+            elif step.kind == MAXIMUM:
+                run_maximum(step, piece, source, target, first, last)
+            elif step.kind == MEAN:
+                run_mean(step, piece, source, target)
+            elif step.kind == OUTPUT:
                 places = array(tables + piece.offsets, np.uint32, (len(logits),))
                 for k in range(len(logits)):
                     logits[k] = arenas[0, places[k] // FLOAT]
