@@ -29,8 +29,8 @@ from pyshuffle.backends.cost import Cost, Shape, parameter_shapes
 from pyshuffle.backends.numba import Numba
 from pyshuffle.backends.reference import Reference
 from pyshuffle.engine import Model, bands
-from pyshuffle.engine.layout import Vector, cut
-from pyshuffle.engine.machine import machine
+from pyshuffle.engine.layout import CLASH, Vector, cut
+from pyshuffle.engine.machine import Machine, machine
 from pyshuffle.engine.plan import Plan
 from pyshuffle.engine.program import Encoder, panels
 from pyshuffle.engine.steps import MEAN, STEM, WINDOW, multiply_adds
@@ -755,6 +755,15 @@ def test_what_is_needed_at_once_lies_apart():
                 for b in buffers[:number]:
                     if b.needed >= a.made:
                         assert b.offset + b.size <= a.offset or a.offset + a.size <= b.offset
+
+
+@pytest.mark.parametrize("lanes", [4, 8, 16])
+def test_pixels_do_not_clash(lanes):
+    """V2 2.0x has 244 channels in a buffer, which take 256 columns: a kilobyte, but for the vector that is added."""
+    net = ShuffleNetV2(2.0, classes=10)
+    plan = Plan(net, params_of(net), 64, 64, Machine(lanes, 32))
+    assert all(step.target.layout.pixel % CLASH for step in plan.steps)
+    assert all(step.target.planes == 1 for step in plan.steps if step.name.startswith("stage3"))
 
 
 # Networks that nobody has built -------------------------------------------------------------------------------------------------

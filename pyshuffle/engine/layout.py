@@ -122,7 +122,8 @@ def arrange(steps: list[Step], machine: Machine) -> None:
     for layout in layouts(steps):
         if len(layout.buffers) > 1 and all(buffer.plain for buffer in layout.buffers):
             whole = Counter(-(-buffer.channels // machine.lanes) * machine.lanes for buffer in layout.buffers)
-            layout.columns = max(whole, key=lambda columns: (whole[columns], columns))  # what most of them need
+            most = max(whole, key=lambda columns: (whole[columns], columns))  # what most of them need
+            layout.columns = uncrowded(most, machine)
     for step in steps:
         if not step.computes:
             continue
@@ -131,12 +132,16 @@ def arrange(steps: list[Step], machine: Machine) -> None:
             for lane, channel in enumerate(vector.channels):
                 step.target.places[channel] = vector.column + lane
         step.target.columns = max(vector.column for vector in step.vectors) + machine.lanes
-        step.target.columns += machine.lanes if step.target.columns * FLOAT % CLASH == 0 else 0
         if replaces(step, machine):
             step.target.over = step.reads[-1]
             step.target.over.layout.join(step.target.layout)
     for layout in layouts(steps):  # no buffer gets wider from here on
-        layout.columns = layout.columns or max(buffer.columns for buffer in layout.buffers)
+        layout.columns = layout.columns or uncrowded(max(buffer.columns for buffer in layout.buffers), machine)
+
+
+def uncrowded(columns: int, machine: Machine) -> int:
+    """So many columns of a pixel, or a vector more where pixels would clash."""
+    return columns + machine.lanes if columns * FLOAT % CLASH == 0 else columns
 
 
 def layouts(steps: list[Step]) -> list[Layout]:
