@@ -22,21 +22,27 @@ class Emitter:
         self.vector = ir.VectorType(F32, self.lanes)
         self.half = ir.VectorType(F32, self.lanes // 2)
         self.size = self.lanes * FLOAT
+        self.zero = ir.Constant(self.vector, [0.0] * self.lanes)
 
-    def load(self, address: ir.Value, kind: ir.Type, offset: int = 0) -> ir.Value:
-        """What lies `offset` bytes behind the address. Vectors need no alignment."""
-        return self.build.load(self.build.inttoptr(self.build.add(address, I64(offset)), kind.as_pointer()), align=FLOAT)
+    def pointer(self, address: ir.Value, offset: ir.Value | int, kind: ir.Type) -> ir.Value:
+        """To something of that kind, `offset` bytes behind the address."""
+        behind = I64(offset) if isinstance(offset, int) else offset
+        return self.build.inttoptr(self.build.add(address, behind), kind.as_pointer())
+
+    def load(self, address: ir.Value, offset: ir.Value | int = 0, kind: ir.Type | None = None) -> ir.Value:
+        """What lies there: a vector, if no other kind is asked for. Vectors need no alignment."""
+        return self.build.load(self.pointer(address, offset, kind or self.vector), align=FLOAT)
 
     def vectors(self, address: ir.Value, count: int) -> list[ir.Value]:
         """Vectors that lie one behind the other."""
-        return [self.load(address, self.vector, v * self.size) for v in range(count)]
+        return [self.load(address, v * self.size) for v in range(count)]
 
     def entry(self, table: ir.Value, index: int) -> ir.Value:
         """table[index], of unsigned 32-bit numbers."""
-        return self.build.zext(self.load(table, I32, index * 4), I64)
+        return self.build.zext(self.load(table, index * 4, I32), I64)
 
-    def store(self, value: ir.Value, address: ir.Value) -> None:
-        self.build.store(value, self.build.inttoptr(address, value.type.as_pointer()), align=FLOAT)
+    def store(self, value: ir.Value, address: ir.Value, offset: ir.Value | int = 0) -> None:
+        self.build.store(value, self.pointer(address, offset, value.type), align=FLOAT)
 
     def everywhere(self, scalar: ir.Value) -> ir.Value:
         """A scalar in all lanes."""
@@ -72,9 +78,9 @@ class Emitter:
         """min(a, b) of whole numbers from 0 on."""
         return self.build.select(self.build.icmp_unsigned("<", a, b), a, b)
 
-    def prefetch(self, address: ir.Value) -> None:
+    def prefetch(self, address: ir.Value, offset: ir.Value | int = 0) -> None:
         """Ask for a cache line that will be read later."""
-        pointer = self.build.inttoptr(address, ir.IntType(8).as_pointer())
+        pointer = self.pointer(address, offset, ir.IntType(8))
         self.call("llvm.prefetch.p0", VOID, pointer, I32(0), I32(2), I32(1))  # a read, into L2, of data
 
     def forget(self) -> None:

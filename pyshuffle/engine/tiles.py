@@ -58,12 +58,12 @@ def dense(e: Emitter, given: Arguments, halves: int, pixels: int) -> None:
             e.build.add(given[name], e.build.mul(begin, I64(4))) for name in ("source_pixels", "target_pixels", "residual_pixels")
         )
         rows = [e.build.add(given["source"], e.entry(source_pixels, p)) for p in range(pixels)]
-        bias = [e.load(given["bias"], kind, v * e.size) for v, kind in enumerate(kinds)]
+        bias = [e.load(given["bias"], v * e.size, kind) for v, kind in enumerate(kinds)]
 
         def residual() -> list[ir.Value]:
             columns = [e.entry(given["residual_columns"], v) for v in range(vectors)]
             places = [e.build.add(given["residual"], e.entry(residual_pixels, p)) for p in range(pixels)]
-            return [e.build.fadd(bias[v], e.load(e.build.add(places[p], columns[v]), kinds[v])) for p, v in cells]
+            return [e.build.fadd(bias[v], e.load(places[p], columns[v], kinds[v])) for p, v in cells]
 
         sums = e.choose(e.build.icmp_unsigned("!=", given["residual"], I64(0)), residual, lambda: bias * pixels)
         # While it computes, it fetches weights that come next: a part of the next panel, or those a little further on.
@@ -74,22 +74,22 @@ def dense(e: Emitter, given: Arguments, halves: int, pixels: int) -> None:
             table, weights, line, *sums = now
             following += [e.build.add(table, I64(4)), e.build.add(weights, I64(vectors * e.size))]
             following.append(e.build.add(line, I64(LINE if pixels > 1 else vectors * e.size)))
-            offset, w = e.entry(table, 0), [e.load(weights, kind, v * e.size) for v, kind in enumerate(kinds[:spare])]
+            offset, w = e.entry(table, 0), [e.load(weights, v * e.size, kind) for v, kind in enumerate(kinds[:spare])]
             for part in range(0, LINE if pixels > 1 else vectors * e.size, LINE):
-                e.prefetch(e.build.add(line, I64(part)))
+                e.prefetch(line, part)
             for p, v in cells:
                 if v == 0:
-                    a = e.everywhere(e.load(e.build.add(rows[p], offset), F32))
+                    a = e.everywhere(e.load(rows[p], offset, F32))
                     a = e.in_register(a) if halves % 2 else a
                 if v == spare:  # one register too few: this vector stays in memory, and is loaded anew for each pixel
                     e.forget()
-                    w = [*w[:spare], e.load(weights, kinds[v], v * e.size)]
+                    w = [*w[:spare], e.load(weights, v * e.size, kinds[v])]
                 following.append(e.multiply_add(e.low_lanes(a, kinds[v]), w[v], sums[p * vectors + v]))
         low, high = (e.everywhere(given[bound]) for bound in ("low", "high"))
         columns = [e.entry(given["columns"], v) for v in range(vectors)]
         outs = [e.build.add(given["target"], e.entry(target_pixels, p)) for p in range(pixels)]
         for (p, v), total in zip(cells, following[3:], strict=True):
-            e.store(e.between(e.low_lanes(low, kinds[v]), total, e.low_lanes(high, kinds[v])), e.build.add(outs[p], columns[v]))
+            e.store(e.between(e.low_lanes(low, kinds[v]), total, e.low_lanes(high, kinds[v])), outs[p], columns[v])
 
 
 @tile("source source_row source_pixel weights bias target target_row target_pixel rows width low high")
@@ -106,11 +106,11 @@ def window(e: Emitter, given: Arguments, stride: int, pixels: int) -> None:
         with e.loop(tiles, [I64(0)]) as ((column,), following):
             following.append(e.smaller(e.build.add(column, I64(pixels)), last))
             begin = e.build.add(source_row, e.build.mul(column, e.build.mul(given["source_pixel"], I64(stride))))
-            sums = [e.load(given["bias"], e.vector)] * pixels
+            sums = [e.load(given["bias"])] * pixels
             for u in range(3):
                 x = begin
                 for place in range((pixels - 1) * stride + 3):
-                    value = e.load(x, e.vector)
+                    value = e.load(x)
                     x = e.step(x, given["source_pixel"])
                     for p in range(pixels):
                         v = place - p * stride
@@ -136,7 +136,7 @@ def maximum(e: Emitter, given: Arguments) -> None:
     """
     with e.loop(given["count"], [I64(0), given["target"]]) as ((column, target), following):
         columns = e.neighbours(column, given["pixel"], given["last"])
-        pixels = [e.load(e.build.add(given[f"row{u}"], x), e.vector) for u in range(3) for x in columns]
+        pixels = [e.load(given[f"row{u}"], x) for u in range(3) for x in columns]
         largest = pixels[0]
         for pixel in pixels[1:]:
             largest = e.larger(largest, pixel)
@@ -147,9 +147,9 @@ def maximum(e: Emitter, given: Arguments) -> None:
 @tile("source source_row source_pixel rows width share target")
 def average(e: Emitter, given: Arguments) -> None:
     """out = share * sum_{i, j} x[i, j] for one vector of channels."""
-    with e.loop(given["rows"], [given["source"], ir.Constant(e.vector, [0.0] * e.lanes)]) as ((row, total), below):
+    with e.loop(given["rows"], [given["source"], e.zero]) as ((row, total), below):
         with e.loop(given["width"], [row, total]) as ((pixel, partial), following):
-            following += [e.build.add(pixel, given["source_pixel"]), e.build.fadd(partial, e.load(pixel, e.vector))]
+            following += [e.build.add(pixel, given["source_pixel"]), e.build.fadd(partial, e.load(pixel))]
         below += [e.build.add(row, given["source_row"]), following[1]]
     e.store(e.build.fmul(below[1], e.everywhere(given["share"])), given["target"])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,11 +20,11 @@ def filter_gradient(e: Emitter, given: Arguments, stride: int) -> None:
         with e.loop(given["width"], [source, gradient, *sums]) as ((begin, out, *sums), following):
             following += [e.build.add(begin, e.build.mul(given["source_pixel"], I64(stride)))]
             following += [e.build.add(out, given["gradient_pixel"])]
-            d = e.load(out, e.vector)
+            d = e.load(out)
             for u in range(3):
                 x = begin
                 for v in range(3):
-                    following.append(e.multiply_add(e.load(x, e.vector), d, sums[3 * u + v]))
+                    following.append(e.multiply_add(e.load(x), d, sums[3 * u + v]))
                     x = e.build.add(x, given["source_pixel"])
                 begin = e.build.add(begin, given["source_row"])
         below += [
@@ -32,7 +33,7 @@ def filter_gradient(e: Emitter, given: Arguments, stride: int) -> None:
         ]
         below += following[2:]
     for place, total in enumerate(below[2:]):
-        e.store(total, e.build.add(given["target"], I64(place * e.size)))
+        e.store(total, given["target"], place * e.size)
 
 
 @tile("source source_row pixel weights target target_row width")
@@ -41,16 +42,16 @@ def parities(e: Emitter, given: Arguments) -> None:
     gradient of `window` with stride 2 by its input. Of a row of dy and the one below come two rows of dx: an even h has u = 1 alone,
     an odd one u = 2 of the row and u = 0 of the one below; likewise l."""
     w, below = e.vectors(given["weights"], 9), e.build.add(given["source"], given["source_row"])
-    begin = [given["source"], given["target"], e.load(given["source"], e.vector), e.load(below, e.vector)]
+    begin = [given["source"], given["target"], e.load(given["source"]), e.load(below)]
     with e.loop(given["width"], begin) as ((source, target, here, under), following):
         source = e.build.add(source, given["pixel"])
-        right, across = e.load(source, e.vector), e.load(e.build.add(source, given["source_row"]), e.vector)
+        right, across = e.load(source), e.load(source, given["source_row"])
         even, odd = target, e.build.add(target, given["target_row"])
         e.store(e.build.fmul(here, w[4]), even)
-        e.store(e.multiply_add(right, w[3], e.build.fmul(here, w[5])), e.build.add(even, given["pixel"]))
+        e.store(e.multiply_add(right, w[3], e.build.fmul(here, w[5])), even, given["pixel"])
         e.store(e.multiply_add(under, w[1], e.build.fmul(here, w[7])), odd)
         corner = e.multiply_add(under, w[2], e.multiply_add(right, w[6], e.build.fmul(here, w[8])))
-        e.store(e.multiply_add(across, w[0], corner), e.build.add(odd, given["pixel"]))
+        e.store(e.multiply_add(across, w[0], corner), odd, given["pixel"])
         following += [source, e.build.add(target, e.build.mul(given["pixel"], I64(2))), right, across]
 
 
@@ -66,9 +67,9 @@ def normalise(e: Emitter, given: Arguments) -> None:
     with e.loop(given["rows"], [given["source"], given["target"]]) as ((source, target), following):
         with each_vector(e, given) as (place, goal):
             mean, scale, beta = constants(e, given, place, 3)
-            value = e.multiply_add(e.build.fsub(e.load(e.build.add(source, place), e.vector), mean), scale, beta)
-            e.prefetch(e.build.add(e.build.add(source, place), ahead))
-            e.store(e.larger(low, value), e.build.add(target, goal))
+            value = e.multiply_add(e.build.fsub(e.load(source, place), mean), scale, beta)
+            e.prefetch(e.build.add(source, place), ahead)
+            e.store(e.larger(low, value), target, goal)
         following += [e.build.add(source, given["source_row"]), e.build.add(target, given["target_row"])]
 
 
@@ -77,17 +78,17 @@ def normalise(e: Emitter, given: Arguments) -> None:
 )
 def differentiate(e: Emitter, given: Arguments) -> None:
     """dx = scale dz [z > low] + slope (x - mean) + offset for rows x and dz, with z as `normalise` has it; and two constants more."""
-    low, none = e.everywhere(given["low"]), ir.Constant(e.vector, [0.0] * e.lanes)
+    low = e.everywhere(given["low"])
     ahead = e.build.mul(given["rows"], given["source_row"])
     with e.loop(given["rows"], [given["source"], given["gradient"], given["target"]]) as ((source, gradient, target), following):
         with each_vector(e, given) as (place, goal):
             mean, scale, beta, slope, offset = constants(e, given, place, 5)
-            above = e.build.fsub(e.load(e.build.add(source, place), e.vector), mean)
+            above = e.build.fsub(e.load(source, place), mean)
             passed = e.build.fcmp_ordered(">", e.multiply_add(above, scale, beta), low)
-            d = e.build.select(passed, e.load(e.build.add(gradient, place), e.vector), none)
-            e.prefetch(e.build.add(e.build.add(source, place), ahead))
-            e.prefetch(e.build.add(e.build.add(gradient, place), ahead))
-            e.store(e.multiply_add(d, scale, e.multiply_add(above, slope, offset)), e.build.add(target, goal))
+            d = e.build.select(passed, e.load(gradient, place), e.zero)
+            e.prefetch(e.build.add(source, place), ahead)
+            e.prefetch(e.build.add(gradient, place), ahead)
+            e.store(e.multiply_add(d, scale, e.multiply_add(above, slope, offset)), target, goal)
         following += [e.build.add(source, given["source_row"]), e.build.add(gradient, given["gradient_row"])]
         following.append(e.build.add(target, given["target_row"]))
 
@@ -105,10 +106,9 @@ def each_vector(e: Emitter, given: Arguments) -> Iterator[tuple[ir.Value, ir.Val
 def measure(e: Emitter, given: Arguments, vectors: int) -> None:
     """total = sum (x - near), square = sum (x - near)^2 over rows x, in vectors as `beside` has them."""
     places = beside(e, given, vectors)
-    near = [e.load(e.build.add(given["near"], place), e.vector) for place in places]
-    none = [ir.Constant(e.vector, [0.0] * e.lanes)] * vectors
-    with e.loop(given["rows"], [given["source"], *none, *none]) as ((source, *sums), following):
-        above = [e.build.fsub(e.load(e.build.add(source, p), e.vector), n) for p, n in zip(places, near, strict=True)]
+    near = [e.load(given["near"], place) for place in places]
+    with e.loop(given["rows"], [given["source"], *[e.zero] * (2 * vectors)]) as ((source, *sums), following):
+        above = [e.build.fsub(e.load(source, p), n) for p, n in zip(places, near, strict=True)]
         following.append(e.build.add(source, given["source_row"]))
         following += [e.build.fadd(total, x) for total, x in zip(sums, above, strict=False)]
         following += [e.multiply_add(x, x, square) for square, x in zip(sums[vectors:], above, strict=True)]
@@ -121,17 +121,17 @@ def covary(e: Emitter, given: Arguments, vectors: int) -> None:
     places = beside(e, given, vectors)
     known = [constants(e, given, place, 3) for place in places]
     ahead = e.build.mul(given["rows"], given["source_row"])
-    low, none = e.everywhere(given["low"]), ir.Constant(e.vector, [0.0] * e.lanes)
+    low = e.everywhere(given["low"])
     linear = e.build.fcmp_ordered("==", low, ir.Constant(e.vector, [-math.inf] * e.lanes))  # then all passes, whatever it is
-    begin = [given["source"], given["gradient"], *[none] * (2 * vectors)]
+    begin = [given["source"], given["gradient"], *[e.zero] * (2 * vectors)]
     with e.loop(given["rows"], begin) as ((source, gradient, *sums), following):
         following += [e.build.add(source, given["source_row"]), e.build.add(gradient, given["gradient_row"])]
         products = []
         for place, (mean, scale, beta), total, product in zip(places, known, sums[:vectors], sums[vectors:], strict=True):
-            above = e.build.fsub(e.load(e.build.add(source, place), e.vector), mean)
-            e.prefetch(e.build.add(e.build.add(source, place), ahead))
+            above = e.build.fsub(e.load(source, place), mean)
+            e.prefetch(e.build.add(source, place), ahead)
             passed = e.build.or_(linear, e.build.fcmp_ordered(">", e.multiply_add(above, scale, beta), low))
-            d = e.build.select(passed, e.load(e.build.add(gradient, place), e.vector), none)
+            d = e.build.select(passed, e.load(gradient, place), e.zero)
             following.append(e.build.fadd(total, d))
             products.append(e.multiply_add(d, above, product))
         following += products
@@ -145,15 +145,14 @@ def beside(e: Emitter, given: Arguments, vectors: int) -> list[ir.Value]:
 
 def keep_sums(e: Emitter, given: Arguments, places: list[ir.Value], sums: list[ir.Value], *goals: str) -> None:
     """Store sums of as many kinds as there are goals, where the channels they are of lie."""
-    for number, total in enumerate(sums):
-        kind, vector = divmod(number, len(places))
-        e.store(total, e.build.add(given[goals[kind]], places[vector]))
+    for total, (goal, place) in zip(sums, itertools.product(goals, places), strict=True):
+        e.store(total, given[goal], place)
 
 
 def constants(e: Emitter, given: Arguments, place: ir.Value, count: int) -> list[ir.Value]:
     """The same vector of the rows of a table of constants."""
     first = e.build.add(given["constants"], place)
-    return [e.load(e.build.add(first, e.build.mul(given["constants_row"], I64(i))), e.vector) for i in range(count)]
+    return [e.load(first, e.build.mul(given["constants_row"], I64(i))) for i in range(count)]
 
 
 @tile("row0 row1 row2 apart pixel last gradient gradient_pixel count")
@@ -165,15 +164,15 @@ def maximum_gradient(e: Emitter, given: Arguments) -> None:
         places = [(u, x) for u in range(3) for x in columns]
         whole = ir.VectorType(I32, e.lanes)
         winner = ir.Constant(whole, [0] * e.lanes)
-        largest = e.load(e.build.add(given["row0"], columns[0]), e.vector)
+        largest = e.load(given["row0"], columns[0])
         for number, (u, x) in enumerate(places[1:], start=1):
-            value = e.load(e.build.add(given[f"row{u}"], x), e.vector)
+            value = e.load(given[f"row{u}"], x)
             above = e.build.and_(e.build.fcmp_unordered(">", value, largest), e.build.fcmp_ordered("==", largest, largest))
             largest = e.build.select(above, value, largest)
             winner = e.build.select(above, ir.Constant(whole, [number] * e.lanes), winner)
-        d, none = e.load(gradient, e.vector), ir.Constant(e.vector, [0.0] * e.lanes)
+        d = e.load(gradient)
         for number, (u, x) in enumerate(places):
             place = e.build.add(e.build.add(given[f"row{u}"], x), given["apart"])
             won = e.build.icmp_signed("==", winner, ir.Constant(whole, [number] * e.lanes))
-            e.store(e.build.fadd(e.load(place, e.vector), e.build.select(won, d, none)), place)
+            e.store(e.build.fadd(e.load(place), e.build.select(won, d, e.zero)), place)
         following += [e.step(e.step(column, given["pixel"]), given["pixel"]), e.build.add(gradient, given["gradient_pixel"])]
