@@ -15,7 +15,7 @@ from numba import types
 from . import layout, team
 from .intrinsics import average_tile, dense_tile, maximum_tile, window_tile
 from .jit import array, kernel
-from .machine import FLOAT, machine
+from .machine import FLOAT
 from .program import PIECE, STEP
 from .steps import DENSE, MAXIMUM, MEAN, OUTPUT, STEM, WINDOW
 from .threads import announce, await_call, exchange, look, meet
@@ -25,7 +25,6 @@ ALONE, TOGETHER = np.int64(team.ALONE), np.int64(team.TOGETHER)
 NO_SHORTCUT = np.int64(0)  # an address
 INFINITY = np.int32(0x7F800000)  # as bits; above it is what is not a number
 MAGNITUDE = np.int32(0x7FFFFFFF)  # all bits but the sign
-RUN = machine().run
 
 
 part_of, reach = kernel(layout.part_of), kernel(layout.reach)
@@ -64,28 +63,25 @@ def source_origin(step, piece, arenas, thread, threads):
 @kernel
 def run_dense(step, piece, tables, weights, source, target, residual, first, last):
     """Pixels first to last of a panel. Source, target and residual are arenas, or where one would begin for a band to lie right."""
-    arguments = (
+    dense_tile(piece.tile, (
         first, last,
         source + piece.source, tables + piece.source_pixels, tables + piece.offsets, piece.count,
         weights + piece.weights, weights + piece.bias,
         target + step.target, tables + piece.target_pixels, tables + piece.columns,
         piece.residual + residual if piece.residual >= 0 else 0, tables + piece.residual_pixels,
         tables + piece.residual_columns, step.low, step.high,
-    )  # fmt: skip
-    dense_tile(2 * piece.halves + (piece.tall == 1), arguments)
+    ))  # fmt: skip
 
 
 @kernel
 def run_window(step, piece, weights, source, target, first, last):
     """Rows first to last of a vector of channels."""
-    stride, width, rows = step.stride, step.width, piece.source_row
-    arguments = (
-        source + piece.source + first * stride * rows, rows, piece.source_pixel,
+    window_tile(piece.tile, (
+        source + piece.source + first * step.stride * piece.source_row, piece.source_row, piece.source_pixel,
         weights + piece.weights, weights + piece.bias,
         target + step.target + piece.column + first * step.target_row, step.target_row, step.target_pixel,
-        last - first, width, step.low, step.high,
-    )  # fmt: skip
-    window_tile(2 * stride + (width < RUN), arguments)
+        last - first, step.width, step.low, step.high,
+    ))  # fmt: skip
 
 
 @kernel

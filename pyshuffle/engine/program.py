@@ -45,8 +45,8 @@ STEP = record(
     "low high",  # between which results are kept
 )
 PIECE = record(
-    "units source source_row source_above weights bias "
-    "unit halves tall count source_pixels offsets target_pixels columns "  # of a dense step
+    "units source source_row source_above tile weights bias "  # tile: its number (library.py)
+    "unit count source_pixels offsets target_pixels columns "  # of a dense step
     "residual residual_row residual_above residual_pixels residual_columns "
     "source_pixel source_width column"  # of the others
 )
@@ -146,8 +146,7 @@ class Encoder:
                     "source": base + here.at(-margin, -margin),
                     "source_row": here.row,
                     "source_above": here.above,
-                    "halves": 2 * len(panel) - panel[-1].half,
-                    "tall": tall,
+                    "tile": 2 * (2 * len(panel) - panel[-1].half) + (tall == 1),
                     "count": taps * inputs,
                     "weights": self.values(self.spread(weight, panel)),
                     "source_pixels": pixels,
@@ -188,6 +187,7 @@ class Encoder:
         for piece, vector in zip(self.single(step), step.vectors, strict=True):
             layout = step.source.places[vector.channels[0]][0].layout
             piece["source"] += layout.at(-1, -1) - layout.at(0, 0)
+            piece["tile"] = 2 * step.what.stride + (step.size[1] < self.machine.run)
             piece["weights"] = self.values(self.spread(step.what.weight, [vector]))
             piece["bias"] = self.values(self.spread(step.what.bias, [vector]))
             yield piece
@@ -228,7 +228,7 @@ class Encoder:
         if step.kind == WINDOW:
             layout = step.source.buffers[0].layout
             return max(1, height // self.threads // 2) if layout.plane > FAR else 1
-        if sum(piece["count"] * piece["halves"] for piece in pieces) * self.machine.lanes // 2 * FLOAT > NEAR:
+        if sum(piece["count"] * (piece["tile"] // 2) for piece in pieces) * self.machine.lanes // 2 * FLOAT > NEAR:
             return 1
         channels = len(step.source.places) + step.what.channels * (2 if step.what.residual else 1)
         rows = -(-max(self.machine.heights.values()) // width)
