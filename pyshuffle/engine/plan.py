@@ -135,14 +135,12 @@ class Plan(Ops[Value]):
             plain = x.kind == DENSE and len(x.weight) == 1 and not x.residual
             target = Buffer(x.size, x.channels, len(self.steps), plain, halo=x.kind == IMAGE)
             folded = replace(x, weight=x.weight.astype(np.float32), bias=x.bias.astype(np.float32))  # by now, with all there is
-            self.record(Step(x.kind, folded, target, x.size, []))
+            step = Step(x.kind, folded, target, x.size, [])
+            for buffer in step.reads:
+                buffer.needed = target.made
+            self.steps.append(step)
             self.settled[x] = Map(*x.size, tuple((target, c) for c in range(x.channels)))
         return self.settled[x]
-
-    def record(self, step: Step) -> None:
-        for buffer in step.reads:
-            buffer.needed = len(self.steps)
-        self.steps.append(step)
 
     def check(self, x: Array) -> None:
         """Raises ShapeError unless x are images that the plan is for."""

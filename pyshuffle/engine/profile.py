@@ -41,8 +41,7 @@ def profile(plan: Plan, image: Array, rounds: int = 20) -> list[Row]:
     """The median seconds that one thread takes for each step of a plan made for one thread, for one image (H, W, 3)."""
     images, logits = np.ascontiguousarray(image[None], np.float32), np.empty((1, plan.classes), np.float32)
     together = list(spans(plan.steps))
-    ends = np.cumsum([len(steps) for steps in together])
-    ranges = [(end - len(steps), end) for steps, end in zip(together, ends, strict=True)]
+    ranges = [(steps[0].target.made, steps[-1].target.made + 1) for steps in together]
     team = Team(encode(plan), threads=1)
     times = np.empty((rounds, len(ranges)))
     for part in times:
