@@ -1,7 +1,6 @@
 """Where machine code is kept, and what is not believed to be it."""
 
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -92,18 +91,6 @@ def test_kernels_without_compiled_code():
     environment = os.environ | {"NUMBA_DISABLE_JIT": "1"}
     lines = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=True).stdout
     assert lines.count("NUMBA_DISABLE_JIT is set: these kernels are nothing but compiled code; use the Reference backend") == 2
-
-
-def test_code_is_of_all_the_files_that_it_is_made_of():
-    """What `kernels` and `intrinsics` import, and what that imports, within the engine."""
-    folder, made_of, left = Path(native.__file__).parent, set(), {"kernels", "library", "native"}
-    while left:
-        name = left.pop()
-        made_of.add(name)
-        text = (folder / f"{name}.py").read_text(encoding="utf-8")
-        named = " ".join(re.findall(r"^ *from \. ?(\w+|import [\w, ]+)", text.replace("from .", "from . "), re.MULTILINE))
-        left |= {found for found in re.findall(r"\w+", named) if (folder / f"{found}.py").exists()} - made_of
-    assert made_of <= set(native.SOURCES)
 
 
 def test_every_tile_that_is_called_by_name_is_in_the_library():

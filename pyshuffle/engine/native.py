@@ -25,10 +25,6 @@ from ..errors import PyShuffleError
 from .machine import cpu
 
 NAME = "pyshuffle_engine"
-SOURCES = (  # what the code is made of
-    "bands", "emitter", "intrinsics", "jit", "kernels", "layout", "library", "machine", "native", "plan", "program", "steps", "team",
-    "threads", "tiles", "training_tiles",
-)  # fmt: skip
 Function = Callable[[int, int], int]
 
 _kept: list[object] = []  # what the functions live in
@@ -85,9 +81,9 @@ def loaded(name: str, make: Callable[[], llvm.ModuleRef]) -> llvm.ExecutionEngin
 
 @functools.cache
 def _file(name: str) -> str:
-    """A name for this very code: of its sources, of what compiles them, of the processor and of the system."""
-    here = resources.files(__package__)  # not always a folder: it may be part of an archive
-    parts = [here.joinpath(f"{source}.py").read_bytes() for source in SOURCES]
+    """A name for this very code: of the engine's sources, of what compiles them, of the processor and of the system."""
+    files = resources.files(__package__).iterdir()  # not always of a folder: it may be part of an archive
+    parts = [file.read_bytes() for file in sorted(files, key=lambda file: file.name) if file.name.endswith(".py")]
     parts += [_numba(), repr((llvmlite.__version__, sys.version_info[:2], *cpu(), llvm.get_process_triple())).encode()]
     return f"{name}-{hashlib.sha256(b''.join(parts)).hexdigest()[:32]}.o"
 
