@@ -20,7 +20,7 @@ from ..types import Array
 from .layout import Vector, by_rows
 from .machine import FLOAT, LINE, Machine
 from .plan import Plan
-from .steps import DENSE, MAXIMUM, MEAN, OUTPUT, WINDOW, Step
+from .steps import DENSE, OUTPUT, WINDOW, Step
 
 NEAR = 24 * 1024  # bytes: most of the nearest cache, which has 32 KiB or more
 FAR = 512 * 1024  # bytes: more than stays in the second cache while other things pass through it
@@ -99,11 +99,8 @@ class Encoder:
     def step(self, step: Step) -> dict[str, float]:
         """A row of `Program.steps`, after adding the step's pieces."""
         first = len(self.pieces)
-        encode = {DENSE: self.dense, WINDOW: self.window, MAXIMUM: self.single, MEAN: self.single, OUTPUT: self.output}.get(
-            step.kind
-        )
-        if encode:
-            self.pieces += encode(step)
+        encode = {DENSE: self.dense, OUTPUT: self.output}.get(step.kind, self.single)
+        self.pieces += encode(step)
         pieces = self.pieces[first:]
         last = len(self.pieces)
         self.pieces += self.seams(step)
@@ -183,29 +180,26 @@ class Encoder:
             out[..., v * lanes : v * lanes + len(vector.channels)] = values.take(vector.channels, axis=-1)
         return out
 
-    def window(self, step: Step) -> Iterator[dict[str, int]]:
-        for piece, vector in zip(self.single(step), step.vectors, strict=True):
-            layout = step.source.places[vector.channels[0]][0].layout
-            piece["source"] += layout.at(-1, -1) - layout.at(0, 0)
-            piece["tile"] = 2 * step.what.stride + (step.size[1] < self.machine.run)
-            piece["weights"] = self.values(self.spread(step.what.weight, [vector]))
-            piece["bias"] = self.values(self.spread(step.what.bias, [vector]))
-            yield piece
-
     def single(self, step: Step) -> Iterator[dict[str, int]]:
         """The pieces of a step that sees each channel alone."""
+        margin = 1 if step.kind == WINDOW else 0
         for vector in step.vectors:
             buffer, channel = step.source.places[vector.channels[0]]
             layout = buffer.layout
-            yield {
+            piece = {
                 "units": step.size[0],
-                "source": buffer.address(channel) + layout.at(0, 0),
+                "source": buffer.address(channel) + layout.at(-margin, -margin),
                 "source_row": layout.row,
                 "source_above": layout.above,
                 "source_pixel": layout.pixel,
                 "source_width": layout.width,
                 "column": step.target.layout.column(vector.column),
             }
+            if step.kind == WINDOW:
+                piece["tile"] = 2 * step.what.stride + (step.size[1] < self.machine.run)
+                piece["weights"] = self.values(self.spread(step.what.weight, [vector]))
+                piece["bias"] = self.values(self.spread(step.what.bias, [vector]))
+            yield piece
 
     def output(self, step: Step) -> Iterator[dict[str, int]]:
         """One piece: where each logit lies."""
