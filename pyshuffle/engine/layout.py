@@ -55,9 +55,13 @@ class Layout:
         """Bytes from one plane to the next."""
         return (self.height + 2 * self.halo) * self.row
 
+    def distance(self, i: Any, j: Any) -> Any:
+        """Bytes from a pixel to that i rows and j columns further."""
+        return i * self.row + j * self.pixel
+
     def at(self, i: Any, j: Any) -> Any:
         """Bytes from a plane's begin to pixel (i, j); -1 and the height or width are the halo's."""
-        return (i + self.halo) * self.row + (j + self.halo) * self.pixel
+        return self.distance(i + self.halo, j + self.halo)
 
     def column(self, column: int) -> int:
         """Bytes from a buffer's begin to a column of its first pixel."""

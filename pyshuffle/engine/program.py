@@ -122,7 +122,7 @@ class Encoder:
         height, width = step.size
         here, margin = source.buffers[0].layout, what.kernel // 2
         i, j = np.divmod(np.arange(height * width, dtype=np.int64), width)
-        pixels = self.table(here.at(i * what.stride - margin, j * what.stride - margin) - here.at(-margin, -margin))
+        pixels = self.table(here.distance(i * what.stride, j * what.stride))
         base = min(buffer.offset for buffer in source.buffers)
         residual, rows = what.residual, by_rows(step, self.machine, self.threads)
         for group in range(groups):
@@ -130,7 +130,7 @@ class Encoder:
             # In the order in which they lie, as neighbours share a cache line. (Not by address: that depends on the threads.)
             lies = [(buffer.made, buffer.places[channel]) for buffer, channel in places]
             order = sorted(range(inputs), key=lies.__getitem__)
-            tap_offsets = [here.at(u, v) - here.at(0, 0) for u in range(what.kernel) for v in range(what.kernel)]
+            tap_offsets = [here.distance(u, v) for u in range(what.kernel) for v in range(what.kernel)]
             offsets = self.table(np.add.outer(tap_offsets, [places[k][0].address(places[k][1]) - base for k in order]))
             weight = np.zeros((taps * inputs, groups * outputs), np.float32)  # of the group's outputs, at their numbers
             weight[:, group * outputs : (group + 1) * outputs] = what.weight[group][:, order].reshape(taps * inputs, outputs)
@@ -149,7 +149,7 @@ class Encoder:
                     "source_pixels": pixels,
                     "offsets": offsets,
                     "bias": self.values(self.spread(what.bias, panel)),
-                    "target_pixels": self.table(target.at(i, j) - target.at(0, 0)),
+                    "target_pixels": self.table(target.distance(i, j)),
                     "columns": self.table([target.column(vector.column) for vector in panel]),
                     "residual": -1,
                 }
