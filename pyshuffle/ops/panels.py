@@ -167,8 +167,8 @@ def gradient_cuts(taps: tuple[int, ...], inputs: int, groups: int, outputs: int,
 
 
 @lru_cache(maxsize=4096)
-def dx_panels(cut: tuple[tuple[int, ...], int, int, int, int], groups: int, inputs: int, outputs: int) -> tuple[Panels, Table]:
-    """The panels of dx, and their columns of dy, which lie where the cuts have put them."""
+def dx_panels(cut: tuple[tuple[int, ...], int, int, int, int], groups: int, inputs: int, outputs: int) -> Panels:
+    """The panels of dx; their columns of dy lie where the cuts have put them."""
     p = panels((0,), groups, inputs, outputs)
     sources = np.repeat(p.table[:, 3], np.diff(p.begins))
-    return p, gradient_cuts(*cut).offsets[(sources + p.columns) // FLOAT]
+    return p._replace(columns=gradient_cuts(*cut).offsets[(sources + p.columns) // FLOAT])

@@ -88,11 +88,11 @@ def tile(halves, rows, x, x_rows, x_columns, count, weights, y, y_rows, y_column
 
 
 @helper
-def read_block(x, band, b, first, out):
-    """What the rows of block b consist of: pixels from `first` on, or a band of the map, some rows of pixels with their border."""
+def read_block(x, band, b, first, count, out):
+    """What block b reads: `count` pixels from `first` on, or a band of the map, some rows of pixels with their border."""
     size, stride, height, width, rows, _ = band
     if size == 0:
-        read(x, first, out, 0)
+        read(x, first, out[:count], 0)
         return
     n, i = b // rows, b % rows
     out[:] = 0
@@ -109,7 +109,7 @@ def _multiply(x, blocks, band, x_rows, size, p, weights, y_rows, y, moments):
         first = b * len(x_rows)
         last = min(first + len(x_rows), size)
         values = np.empty((band.pixels, x.channels), np.float32)
-        read_block(x, band, b, first, values[: last - first] if band.size == 0 else values)
+        read_block(x, band, b, first, last - first, values)
         for panel in range(len(p.table)):
             halves, vector, _, source, at = p.table[panel]
             begin, end = p.begins[panel], p.begins[panel + 1]
@@ -141,9 +141,7 @@ def places(rows: int, columns: int) -> Table:
 
 
 @kernel
-def _backward(
-    dy, x, blocks, band, x_rows, size, c, stored, inputs, parts, dy_rows, dy_columns, p, weights, dx_rows, before, dx, sums,
-):  # fmt: skip
+def _backward(dy, x, blocks, band, x_rows, size, c, inputs, parts, dy_rows, p, weights, dx_rows, before, dx, sums):
     # parts (BLOCKS or fewer, cuts, taps C/G and some more, vectors, LANES): of dw; dx (P, columns) or (0, 0); before: what dx begins
     # with, like it, or (0, 0); sums (parts, 2, C) of dx, or (0, 0, 0)
     count, cuts, length, vectors, _ = parts.shape
@@ -162,7 +160,7 @@ def _backward(
                 else:
                     target = dy_values.ctypes.data + cut * len(x_rows) * row
                     read_vectors(dy, begin, here, vectors, c.first[cut], c.last[cut], target, row, row - LANES * FLOAT)
-            read_block(x, band, b, begin, x_values[:here] if band.size == 0 else x_values)
+            read_block(x, band, b, begin, here, x_values)
             if len(before):  # not into dx itself: where tiles and vectors overlap, they would add to it twice
                 given, goal = before[begin : begin + here].reshape(-1), before_values.reshape(-1)
                 for k in range(len(given)):
@@ -170,7 +168,7 @@ def _backward(
             for panel in range(len(p.table) if len(dx) else 0):
                 halves, vector, _, _, at = p.table[panel]
                 tile(
-                    halves, here, dy_values.ctypes.data, dy_rows.ctypes.data, dy_columns.ctypes.data + p.begins[panel] * 4,
+                    halves, here, dy_values.ctypes.data, dy_rows.ctypes.data, p.columns.ctypes.data + p.begins[panel] * 4,
                     p.begins[panel + 1] - p.begins[panel], weights.ctypes.data + at * FLOAT,
                     dx.ctypes.data + begin * dx.shape[1] * FLOAT, dx_rows.ctypes.data, p.places.ctypes.data + vector * 4,
                     np.int64(before_values.ctypes.data) if len(before) else NONE,
@@ -183,7 +181,7 @@ def _backward(
                 out = np.int64(parts[part, cut].ctypes.data)
                 tile(
                     2 * vectors, length // HEIGHT[vectors] * HEIGHT[vectors], source, c.cells.ctypes.data, x_rows.ctypes.data, here,
-                    dy_values.ctypes.data + cut * len(x_rows) * row, out, c.targets.ctypes.data, stored.ctypes.data,
+                    dy_values.ctypes.data + cut * len(x_rows) * row, out, c.targets.ctypes.data, STORED.ctypes.data,
                     NONE if b == first_block else out,
                 )  # fmt: skip
 
@@ -217,13 +215,13 @@ def backward(
     transposed = np.empty((1, outputs, columns), np.float32)
     transpose(np.ascontiguousarray(w), groups, transposed[0])
     wide_w, wide_groups = wide(transposed, groups)
-    p, dy_columns = dx_panels(cut, wide_groups, wide_w.shape[1], wide_w.shape[2] // wide_groups)
+    p = dx_panels(cut, wide_groups, wide_w.shape[1], wide_w.shape[2] // wide_groups)
     dx = np.empty((view.size, wide_w.shape[2]) if need_dx else (0, 0), np.float32)
     fits = need_dx and dx.shape[1] == columns
     sums = zero_sums(x, count) if fits and view.band.size == 0 else NO_SUMS
     _backward(
-        dy, x, view.blocks, view.band, view.rows, view.size, c, STORED, inputs, parts, places(len(view.rows), c.vectors * LANES),
-        dy_columns, p, packed(wide_w, p, wide_groups), places(len(view.rows), wide_w.shape[2]), before, dx, sums,
+        dy, x, view.blocks, view.band, view.rows, view.size, c, inputs, parts, places(len(view.rows), c.vectors * LANES),
+        p, packed(wide_w, p, wide_groups), places(len(view.rows), wide_w.shape[2]), before, dx, sums,
     )  # fmt: skip
     dw = np.empty((taps * inputs, w.shape[2]), np.float32)
     _add_up(parts, c.runs, dw)
