@@ -5,8 +5,7 @@
 x (N, H, W, C) -> y (N, ceil(H/2), ceil(W/2), C), or (N, C) for the mean.
 
 The gradient of a maximum goes to the first pixel of its window, in row order, that attains it. An average sends dy / 9 to every
-pixel of its window, the mean dy / (H W) to every pixel. What several windows send to one pixel adds up. To the kernels an average
-is a depthwise convolution, whose weights are all 1/9.
+pixel of its window, the mean dy / (H W) to every pixel. What several windows send to one pixel adds up.
 
 Cost: no multiply-add that the papers count; every value of x is read.
 """
@@ -17,7 +16,6 @@ from numba import prange
 from ..engine.intrinsics import maximum_gradient_tile
 from ..engine.machine import FLOAT
 from ..types import Array
-from . import depthwise
 from .check import check_gradient, check_map, out_shape, require_float32
 from .jit import helper, kernel
 from .panels import LANES, vector_starts
@@ -115,6 +113,34 @@ def _max_backward(dy, x, starts, dx, sums):  # sums (N, 2, C) of dx, or (0, 0, 0
             covary(x, n * height * width, (n + 1) * height * width, dx.reshape(-1, channels), sums[n])
 
 
+@kernel
+def _average(x, y):
+    _, height, width, channels = x.shape
+    images, rows, columns, _ = y.shape
+    for row in prange(images * rows):
+        n, i = row // rows, row % rows
+        y[n, i] = 0
+        for h in range(max(2 * i - 1, 0), min(2 * i + 2, height)):
+            for j in range(columns):
+                for l in range(max(2 * j - 1, 0), min(2 * j + 2, width)):
+                    for c in range(channels):
+                        y[n, i, j, c] += x[n, h, l, c] * np.float32(1 / 9)
+
+
+@kernel
+def _average_backward(dy, dx):
+    _, rows, columns, channels = dy.shape
+    images, height, width, _ = dx.shape
+    for row in prange(images * height):
+        n, h = row // height, row % height
+        dx[n, h] = 0
+        for i in range(h // 2, min((h + 1) // 2 + 1, rows)):
+            for l in range(width):
+                for j in range(l // 2, min((l + 1) // 2 + 1, columns)):
+                    for c in range(channels):
+                        dx[n, h, l, c] += dy[n, i, j, c] * np.float32(1 / 9)
+
+
 def maximum(x: Map) -> Array:
     """x (N, H, W, C), float32 -> y (N, ceil(H/2), ceil(W/2), C). Raises ShapeError."""
     shape = out_shape(x, 2)
@@ -137,19 +163,19 @@ def max_backward(dy: Array, x: Map) -> tuple[Array]:
 
 def average(x: Map) -> Array:
     """x (N, H, W, C), float32 -> y (N, ceil(H/2), ceil(W/2), C). Raises ShapeError."""
-    check_map(x)
-    return depthwise.forward(x, ninths(x), stride=2)
+    y = np.empty(out_shape(x, 2), np.float32)
+    require_float32(x)
+    _average(np.ascontiguousarray(x), y)
+    return y
 
 
 def average_backward(dy: Array, x: Map) -> tuple[Array]:
     """dy (N, ceil(H/2), ceil(W/2), C), float32 -> dx like x. Raises ShapeError."""
-    check_map(x)
-    return depthwise.backward(dy, x, ninths(x), stride=2)[:1]
-
-
-def ninths(x: Map) -> Array:
-    """The weights of the depthwise convolution that an average is."""
-    return np.full((3, 3, x.shape[3]), 1 / 9, np.float32)
+    check_gradient(dy, out_shape(x, 2))
+    require_float32(dy, x)
+    dx = np.empty(x.shape, np.float32)
+    _average_backward(np.ascontiguousarray(dy), dx)
+    return (dx,)
 
 
 def mean(x: Map) -> Array:
