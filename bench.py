@@ -144,7 +144,7 @@ def timed_on_device(job: Job, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def speeds_of(job: Job, times: list[float]) -> dict[str, Any]:
-    """What calls come to. The gradients by x and by w take about as many multiply-adds as the forward pass, each."""
+    """Times of calls as speeds. The gradients by x and by w take about as many multiply-adds as the forward pass, each."""
     median, slow = np.percentile(times, (50, 90))
     macs = (3 if job.train else 1) * add_up(count(job.net, job.images.shape[1], len(job.images))).macs
     return {

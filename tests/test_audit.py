@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pyshuffle import audit, cli, figures, nets
-from pyshuffle.backends.cost import count, parameter_shapes
+from pyshuffle.backends.cost import add_up, count, parameter_shapes
 from pyshuffle.errors import ArchError
 from pyshuffle.nets import ShuffleNetV1, ShuffleNetV2, mobilenet, shufflenet_v1, shufflenet_v2
 
@@ -122,7 +122,7 @@ def test_a_unit_that_cannot_be(capsys):
     [(ShuffleNetV1(groups=3), 1_865_728, 137.46, 136.50), (ShuffleNetV2(1.0, wiring="torchvision"), 2_278_604, 144.91, 143.88)],
 )
 def test_totals_are_the_published_ones(net, params, macs, without_linear):
-    totals = audit.add_up(count(net))
+    totals = add_up(count(net))
     assert totals.params == params
     assert totals.macs / 1e6 == pytest.approx(macs, abs=0.005)
     assert totals.macs_without_linear / 1e6 == pytest.approx(without_linear, abs=0.01)

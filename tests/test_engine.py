@@ -759,7 +759,7 @@ def test_what_is_needed_at_once_lies_apart():
 
 @pytest.mark.parametrize("lanes", [4, 8, 16])
 def test_pixels_do_not_clash(lanes):
-    """V2 2.0x has 244 channels in a buffer, which take 256 columns: a kilobyte, but for the vector that is added."""
+    """V2 2.0x has 244 channels in a buffer, which take 256 columns with 16 lanes: a kilobyte, but for the vector that is added."""
     net = ShuffleNetV2(2.0, classes=10)
     plan = Plan(net, params_of(net), 64, 64, Machine(lanes, 32))
     assert all(step.target.layout.pixel % CLASH for step in plan.steps)

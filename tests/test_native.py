@@ -10,6 +10,7 @@ import numba
 import pytest
 
 from pyshuffle.engine import library, native
+from pyshuffle.errors import PyShuffleError
 from pyshuffle.ops import jit, product
 
 
@@ -47,6 +48,31 @@ def test_a_disk_that_is_full_keeps_no_part(monkeypatch, tmp_path):
     with pytest.warns(UserWarning, match="cannot be kept"):
         native._write("engine.o", b"code")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_code_is_named_by_the_engines_sources(monkeypatch, tmp_path):
+    """Else that of another version, with other tables, would be run. Hidden files beside them do not count."""
+    monkeypatch.setattr(native.resources, "files", lambda _: tmp_path)
+    for file in Path(native.__file__).parent.glob("*.py"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    here = native._file("engine")
+    native._file.cache_clear()
+    (tmp_path / ".#layout.py").write_text("what an editor leaves")
+    assert native._file("engine") == here
+    native._file.cache_clear()
+    with (tmp_path / "layout.py").open("a") as file:
+        file.write("# changed\n")
+    try:
+        assert native._file("engine") != here
+    finally:
+        native._file.cache_clear()
+
+
+def test_without_its_sources_no_code_is_taken_for_the_engines(monkeypatch, tmp_path):
+    monkeypatch.setattr(native.resources, "files", lambda _: tmp_path)
+    native._file.cache_clear()
+    with pytest.raises(PyShuffleError, match="sources are missing"):
+        native._file("engine")
 
 
 @pytest.mark.parametrize("other", ["processor", "system"])

@@ -386,6 +386,9 @@ def test_groups_of_a_shuffle_going_back_must_divide_the_channels(backend, groups
     x = np.zeros((1, 2, 2, 6), backend.dtype)
     with pytest.raises(ShapeError, match=f"channels=6 is not divisible by groups={groups}"):
         backend.kind.functions["shuffle"][1](x, x, groups)
+    if "concat_shuffle" in backend.kind.functions:
+        with pytest.raises(ShapeError, match=f"channels=6 is not divisible by groups={groups}"):
+            backend.kind.functions["concat_shuffle"][1](x, x[..., :2], x[..., 2:], groups)
 
 
 def test_the_gradients_of_a_split_must_be_its_halves(backend):

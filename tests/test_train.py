@@ -113,6 +113,7 @@ def test_a_run_leaves_curves_and_weights_that_classify_can_use(images, tmp_path,
     printed = capsys.readouterr().out
     assert printed.startswith("24 images to train on, 6 held out, 3 classes\n")
     assert "epoch 6/6  loss " in printed
+    assert b"\r" not in (out / "log.csv").read_bytes()
     with (out / "log.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["epoch"] for row in rows] == list("123456")
@@ -199,6 +200,7 @@ def test_a_batch_larger_than_the_set_is_told(images, tmp_path, capsys):
 
 def curves(out):
     """The columns of the log that hold no time."""
+    assert b"\r" not in (out / "log.csv").read_bytes()
     with (out / "log.csv").open(newline="") as file:
         return [row[:-2] for row in csv.reader(file)]
 

@@ -1,8 +1,8 @@
 """The kernels for NVIDIA's GPUs, one file an operation, under the names of ops/; what they stand on is in launch.py.
 
-Nothing here is one pass over several operations, as conv_bn there, but for the ReLU of a batch normalisation: training goes
-operation by operation, and a compiled network
-(../engine/cuda.py) has normalisation, ReLU and shortcuts in its convolutions. The product is in conv.py, softmax in loss.py.
+But for the ReLU of a batch normalisation nothing here is one pass over several operations, as conv_bn there: training goes operation
+by operation, and a compiled network (../engine/cuda.py) has normalisation, ReLU and shortcuts in its convolutions. The product is in
+conv.py, softmax in loss.py.
 
 They have never been run on a GPU by their authors: they are tested under a simulator and compiled (check.py), and report.py is for
 whoever has one. What a GPU could do at best, for V2 1.0x at 224 x 224 on an H100 (SXM: 67 TFLOP/s in float32, 3.35 TB/s), if every

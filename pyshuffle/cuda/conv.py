@@ -31,8 +31,8 @@ BIAS, RESIDUAL, RELU = 1, 2, 4  # what may follow the product, as bits
 
 @cuda.jit(device=True, inline="always")
 def source(i, j, tap, wide, spread, height, width):
-    """The pixel of x under `tap` of the wide x wide window that begins at (i, j), or -1 outside x. The spread, 1 or 2, is not divided
-    by."""
+    """The pixel of x under `tap` of the wide x wide window that begins at (i, j), on a grid where pixels of x lie `spread`, 1 or 2,
+    apart; -1 where there is none. (By the spread nothing is divided, which is slow.)"""
     h, l, odd = i + tap // wide, j + tap % wide, spread - 1
     if h < 0 or l < 0 or (h | l) & odd or h >= height * spread or l >= width * spread:
         return -1

@@ -56,7 +56,7 @@ class Layout:
         return (self.height + 2 * self.halo) * self.row
 
     def distance(self, i: Any, j: Any) -> Any:
-        """Bytes from a pixel to that i rows and j columns further."""
+        """Bytes from a pixel to the one i rows and j columns on."""
         return i * self.row + j * self.pixel
 
     def at(self, i: Any, j: Any) -> Any:

@@ -82,8 +82,10 @@ def loaded(name: str, make: Callable[[], llvm.ModuleRef]) -> llvm.ExecutionEngin
 @functools.cache
 def _file(name: str) -> str:
     """A name for this very code: of the engine's sources, of what compiles them, of the processor and of the system."""
-    files = resources.files(__package__).iterdir()  # not always of a folder: it may be part of an archive
-    parts = [file.read_bytes() for file in sorted(files, key=lambda file: file.name) if file.name.endswith(".py")]
+    files = {file.name: file for file in resources.files(__package__).iterdir()}  # maybe of an archive
+    parts = [files[name].read_bytes() for name in sorted(files) if name.endswith(".py") and not name.startswith(".")]
+    if not parts:
+        raise PyShuffleError("the engine's sources are missing: kept code could be taken for that of another version")
     parts += [_numba(), repr((llvmlite.__version__, sys.version_info[:2], *cpu(), llvm.get_process_triple())).encode()]
     return f"{name}-{hashlib.sha256(b''.join(parts)).hexdigest()[:32]}.o"
 

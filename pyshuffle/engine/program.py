@@ -27,27 +27,27 @@ FAR = 512 * 1024  # bytes: more than stays in the second cache while other thing
 SLACK = 8192  # bytes behind arena and weights: vectors are read, and lines fetched, a little beyond the end
 
 
-def record(integers: str, floats: str = "") -> np.dtype[np.void]:
-    """So many numbers, that have names."""
+def named(integers: str, floats: str = "") -> np.dtype[np.void]:
+    """The type of a record: 64-bit integers and then floats, by their names."""
     fields = [*((name, np.int64) for name in integers.split()), *((name, np.float32) for name in floats.split())]
     return np.dtype((np.record, np.dtype(fields, align=True)))
 
 
 # Units are what threads share out. By rows: rows, the same ones of every piece; else, of a small map, the units of all pieces in one
 # line, which are tiles of a dense step, rows of the others.
-STEP = record(
+STEP = named(
     "kind first last seams "  # its pieces: from first to before last; from there to before seams, those of `Encoder.seams`
     "by_rows total chunks "  # total: units of all pieces
     "height width target target_row target_pixel target_above "  # of the output; the first pixel written; `Layout.above`
     "halo_planes plane "  # the planes of the output if they have a halo; from one to the next
-    "stride margin source_height "  # margin: rows that it reads beside its own; the rows there are
-    "span band meet ",  # so many steps from here on, so many rows at a time; whether all threads meet before it
+    "stride margin source_height "  # of what it reads; margin: rows above and below its own
+    "span band meet ",  # so many steps are computed together, band rows at a time; whether all threads meet before them
     "low high",  # between which results are kept
 )
-PIECE = record(
+PIECE = named(
     "units source source_row source_above tile weights bias "  # tile: its number (library.py)
-    "unit count source_pixels offsets target_pixels columns "  # of a dense step
-    "residual residual_row residual_above residual_pixels residual_columns "
+    "unit count source_pixels offsets target_pixels columns "  # of a dense step; unit: its pixels; count, offsets: of the output too
+    "residual residual_row residual_above residual_pixels residual_columns "  # residual: -1 if there is none
     "source_pixel source_width column"  # of the others
 )
 
@@ -99,7 +99,7 @@ class Encoder:
     def step(self, step: Step) -> dict[str, float]:
         """A row of `Program.steps`, after adding the step's pieces."""
         first = len(self.pieces)
-        encode = {DENSE: self.dense, OUTPUT: self.output}.get(step.kind, self.single)
+        encode = {DENSE: self.dense, OUTPUT: self.output}.get(step.kind, self.single)  # image and stem have no vectors
         self.pieces += encode(step)
         pieces = self.pieces[first:]
         last = len(self.pieces)

@@ -28,7 +28,7 @@ def _place(context: Any, builder: ir.IRBuilder, signature: Any, values: list[ir.
 
 
 def _at_once(operation: str) -> Any:
-    """The intrinsic that returns words[index], and changes it by the value, as no two threads can at the same time."""
+    """The intrinsic (words, index, value) that applies an operation to words[index] atomically, and returns what was there."""
 
     def typed(_typing: Any, words: Any, _index: Any, _value: Any) -> Any:
         def generate(context: Any, builder: ir.IRBuilder, signature: Any, values: list[ir.Value]) -> ir.Value:
@@ -57,7 +57,8 @@ def pause(_typing: Any) -> Any:
     """Tell the processor that this is a spinning loop."""
 
     def generate(context: Any, builder: ir.IRBuilder, _signature: Any, _values: Any) -> Any:
-        name, given = ("llvm.x86.sse2.pause", []) if on_x86() else ("llvm.aarch64.isb", [ir.IntType(32)(15)])  # many ignore yield
+        # many ARMs ignore yield
+        name, given = ("llvm.x86.sse2.pause", []) if on_x86() else ("llvm.aarch64.isb", [ir.IntType(32)(15)])
         kind = ir.FunctionType(ir.VoidType(), [value.type for value in given])
         builder.call(cgutils.get_or_insert_function(builder.module, kind, name), given)
         return context.get_dummy_value()

@@ -45,7 +45,7 @@ class Net:
 
     @classmethod
     def variants(cls) -> Iterator[Net]:
-        """Every network of the family, of the published widths, whose parameters differ in name or shape, for 1000 classes."""
+        """Every network, of the widths that its file lists, whose parameters differ in name or shape, for 1000 classes."""
         raise NotImplementedError
 
     def check(self) -> None:

@@ -13,8 +13,8 @@ place in a window, c a channel that is read and o one that is made; P counts the
 holds, else 0; <a, b> is the sum of all products a b.
 
 A `_reference` function is plain NumPy in the dtype of its input and is the oracle. Its twin computes the same by kernels and takes
-float32 alone; where there is next to nothing to compute, it is the reference itself. Every `backward` but that of the loss takes `dy`
-(of a split `dleft, dright`), the gradient of some scalar with respect to the output, then what its `forward` took, and its output `z`
-where recomputing that would cost; it returns the same scalar's gradient with respect to each array that is not a statistic, in order:
-`dx` is that of `x`.
+float32 alone; where there is next to nothing to compute, it calls the reference, that of the loss in float64. Every `backward` takes
+`dy` (of a split `dleft, dright`), the gradient of some scalar with respect to the output, then what its `forward` took, and its
+output `z` where recomputing that would cost; it returns the same scalar's gradient with respect to each array that is no statistic,
+in order: `dx` is that of `x`. The loss is the scalar, and has `run`, which gives its value and its gradient at once.
 """

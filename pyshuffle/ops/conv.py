@@ -52,7 +52,7 @@ def by_group(array: Array, groups: int) -> Array:
 
 def forward(x: Array, w: Array, stride: int = 1, groups: int = 1) -> Array:
     """x (N, H, W, C), w (K, K, C/G, O) -> y (N, ceil(H/s), ceil(W/s), O), float32. Raises ShapeError."""
-    return np.ascontiguousarray(forward_with_moments(x, w, stride, groups, wanted=False)[0])
+    return np.ascontiguousarray(convolved(x, w, stride, groups, with_moments=False)[0])
 
 
 def backward(dy: Array, x: Array, w: Array, stride: int = 1, groups: int = 1, need_dx: bool = True) -> tuple[Array | None, Array]:
@@ -62,14 +62,12 @@ def backward(dy: Array, x: Array, w: Array, stride: int = 1, groups: int = 1, ne
     return backpropagated(source(dy), x, w, stride, groups, need_dx)
 
 
-def forward_with_moments(
-    x: Map, w: Array, stride: int = 1, groups: int = 1, wanted: bool = True
-) -> tuple[Array, tuple[Array, Array]]:
-    """y as `forward` has it and, if wanted, its moments in parts, with the rows in each. Raises ShapeError."""
+def convolved(x: Map, w: Array, stride: int = 1, groups: int = 1, with_moments: bool = True) -> tuple[Array, tuple[Array, Array]]:
+    """y as `forward` has it and, if asked for, its moments in parts, with the rows in each. Raises ShapeError."""
     shape = check(x, w, stride, groups)
     require_float32(x, w)
     pixels, view = viewed(x, len(w), stride, shape)
-    y, moments = product.multiply(pixels, view, w.reshape(-1, *w.shape[2:]), groups, wanted)
+    y, moments = product.multiply(pixels, view, w.reshape(-1, *w.shape[2:]), groups, with_moments)
     counts = np.minimum(len(view.rows), view.size - np.arange(view.blocks) * len(view.rows))
     return y.reshape(*shape[:3], -1)[..., : shape[3]], (moments, counts)
 

@@ -24,7 +24,7 @@ def fused(convolution: ModuleType) -> tuple[Callable[..., Normalised], Callable[
         """x, w and settings as the convolution has them, gamma and beta (O,) -> z. used: mean and variance; None: the batch's.
         Raises ShapeError."""
         require_float32(gamma, beta, *(used or ()))
-        y, moments = convolution.forward_with_moments(x, w, **settings, wanted=used is None)
+        y, moments = convolution.convolved(x, w, **settings, with_moments=used is None)
         mean, var = merged(*moments) if used is None else used
         batchnorm.check(y, gamma, beta, mean, var)
         return Normalised(y, mean, var, gamma, beta, relu)

@@ -127,7 +127,7 @@ def _backward(dy, x, rows, columns, filters, starts, stride, parts, dx, sums):
 
 def forward(x: Map, w: Array, stride: int = 1) -> Array:
     """x (N, H, W, C), w (3, 3, C) -> y (N, ceil(H/s), ceil(W/s), C), float32. Raises ShapeError."""
-    return np.ascontiguousarray(forward_with_moments(x, w, stride, wanted=False)[0])
+    return np.ascontiguousarray(convolved(x, w, stride, with_moments=False)[0])
 
 
 def backward(dy: Array, x: Map, w: Array, stride: int = 1) -> tuple[Array, Array]:
@@ -138,13 +138,13 @@ def backward(dy: Array, x: Map, w: Array, stride: int = 1) -> tuple[Array, Array
     return np.ascontiguousarray(dx), dw
 
 
-def forward_with_moments(x: Map, w: Array, stride: int = 1, wanted: bool = True) -> tuple[Array, tuple[Array, Array]]:
-    """y as `forward` has it and, if wanted, its moments in parts, with the rows in each. Raises ShapeError."""
+def convolved(x: Map, w: Array, stride: int = 1, with_moments: bool = True) -> tuple[Array, tuple[Array, Array]]:
+    """y as `forward` has it and, if asked for, its moments in parts, with the rows in each. Raises ShapeError."""
     shape = check(x, w, stride)
     require_float32(x, w)
     channels, filters, starts = shape[3], *by_vector(w)
     y = np.empty((*shape[:3], max(channels, LANES)), np.float32)
-    moments = np.empty((len(x), 3, y.shape[3]) if wanted else (0, 0, 0))
+    moments = np.empty((len(x), 3, y.shape[3]) if with_moments else (0, 0, 0))
     _filter(widened(x), *x.shape[1:3], filters, starts, stride, y, moments)
     return y[..., :channels], (moments[..., :channels], np.full(len(x), shape[1] * shape[2]))
 

@@ -47,7 +47,8 @@ def targets(logits: Array, labels: Labels, smoothing: float) -> Array:
 def run(logits: Array, labels: Labels, smoothing: float = 0.0) -> tuple[float, int, Array]:
     """logits (N, K), float32, labels (N,) -> what `run_reference` gives, computed in float64. Raises ShapeError."""
     require_float32(logits)
-    value, right, dlogits = run_reference(logits.astype(np.float64), labels, smoothing)
+    with np.errstate(invalid="ignore"):  # of logits that are not finite: it shows in the loss
+        value, right, dlogits = run_reference(logits.astype(np.float64), labels, smoothing)
     return value, right, dlogits.astype(np.float32)
 
 

@@ -181,7 +181,8 @@ def average_backward(dy: Array, x: Map) -> tuple[Array]:
 def mean(x: Map) -> Array:
     """x (N, H, W, C), float32 -> y (N, C). Raises ShapeError."""
     require_float32(x)
-    return mean_reference(np.asarray(x))
+    with np.errstate(all="ignore"):  # what is not finite shows in the mean
+        return mean_reference(np.asarray(x))
 
 
 mean_backward = mean_backward_reference  # a division and a broadcast: nothing for a kernel

@@ -36,7 +36,7 @@ STORED = np.arange(MOST, dtype=np.uint32) * np.uint32(LANES * FLOAT)  # vectors 
 class Band(NamedTuple):
     """What a block reads of a map (N, H, W, C): for windows, K rows of it with their border of zeros."""
 
-    size: int  # K; 0 where rows are pixels
+    kernel: int  # K; 0 where rows are pixels
     stride: int
     height: int  # H
     width: int  # W
@@ -218,7 +218,7 @@ def backward(
     p = dx_panels(cut, wide_groups, wide_w.shape[1], wide_w.shape[2] // wide_groups)
     dx = np.empty((view.size, wide_w.shape[2]) if need_dx else (0, 0), np.float32)
     fits = need_dx and dx.shape[1] == columns
-    sums = zero_sums(x, count) if fits and view.band.size == 0 else NO_SUMS
+    sums = zero_sums(x, count) if fits and view.band.kernel == 0 else NO_SUMS
     _backward(
         dy, x, view.blocks, view.band, view.rows, view.size, c, inputs, parts, places(len(view.rows), c.vectors * LANES),
         p, packed(wide_w, p, wide_groups), places(len(view.rows), wide_w.shape[2]), before, dx, sums,

@@ -10,8 +10,8 @@ shuffle with g groups is the shuffle with n groups.
     concat:  y = [a | b] along the channels                                                          (V2, figure 3 (c), (d))
 Each is the gradient of the other.
 
-Cost: no multiply-add, but every value is read and written. Only the kernels' split copies nothing (the audit counts it all the same),
-and the engine moves nothing at all: there a shuffle is the order of a list.
+Cost: no multiply-add, but every value is read and written. A split copies nothing, though the kernels' computes first what is not
+computed yet (the audit counts it all the same); the engine moves nothing at all: there a shuffle is the order of a list.
 """
 
 import math
