@@ -7,10 +7,11 @@ from golden.make_logits import images, parameters
 
 from pyshuffle.backends.cost import parameter_shapes
 from pyshuffle.engine.kernels import run_begin, run_pair, run_step
+from pyshuffle.engine.layout import part_of
 from pyshuffle.engine.machine import FLOAT, machine
 from pyshuffle.engine.plan import Plan
 from pyshuffle.engine.program import SLACK, Program, encode
-from pyshuffle.engine.steps import DENSE
+from pyshuffle.engine.steps import DENSE, multiply_adds
 from pyshuffle.nets import MobileNetV2, ShuffleNetV1, ShuffleNetV2
 from pyshuffle.types import Array
 
@@ -114,4 +115,17 @@ def test_threads_copy_rows_of_one_another_only_where_a_window_is_read():
     plan = Plan(net, params, 224, 224, machine(), 2)
     copied = {step.name for step, row in zip(plan.steps, encode(plan).steps, strict=True) if row.seams > row.last}
     pairs = {"features.0.0", *(f"features.{unit}.conv.0.0" for unit in (2, 3, 4))}  # the window is the step behind
-    assert copied == pairs | {f"features.{unit}.conv.1.0" for unit in range(5, 18)}
+    assert copied == pairs | {f"features.{unit}.conv.1.0" for unit in range(5, 15)}  # behind them threads share out tiles
+
+
+@pytest.mark.parametrize("threads", [2, 3, 4])
+@pytest.mark.parametrize("net", [ShuffleNetV1(groups=3), ShuffleNetV2(), ShuffleNetV2(2.0), MobileNetV2()], ids=str)
+def test_heavy_steps_are_shared_out_evenly(net, threads):
+    """No thread has more than an eighth above the mean, but for the tile at which its share ends."""
+    params = {name: value.astype(np.float32) for name, value in parameters(parameter_shapes(net)).items()}
+    plan = Plan(net, params, 224, 224, machine(), threads)
+    for step, row in zip(plan.steps, encode(plan).steps, strict=True):
+        if multiply_adds(step) >= 5_000_000:
+            units = row.height if row.by_rows else row.total
+            shares = [last - first for first, last in (part_of(int(units), thread, threads) for thread in range(threads))]
+            assert max(shares) <= 9 / 8 * units / threads + (0 if row.by_rows else 1), step.name
