@@ -44,10 +44,10 @@ class Emitter:
     def store(self, value: ir.Value, address: ir.Value, offset: ir.Value | int = 0) -> None:
         self.build.store(value, self.pointer(address, offset, value.type), align=FLOAT)
 
-    def everywhere(self, scalar: ir.Value) -> ir.Value:
-        """A scalar in all lanes."""
-        kind = ir.VectorType(scalar.type, self.lanes)
-        nothing, zeros = ir.Constant(kind, ir.Undefined), ir.Constant(ir.VectorType(I32, self.lanes), [0] * self.lanes)
+    def everywhere(self, scalar: ir.Value, kind: ir.Type | None = None) -> ir.Value:
+        """A scalar in all lanes: of a vector, if no other kind is asked for."""
+        kind = kind or self.vector
+        nothing, zeros = ir.Constant(kind, ir.Undefined), ir.Constant(ir.VectorType(I32, kind.count), [0] * kind.count)
         return self.build.shuffle_vector(self.build.insert_element(nothing, scalar, I32(0)), nothing, zeros)
 
     def low_lanes(self, value: ir.Value, kind: ir.Type) -> ir.Value:

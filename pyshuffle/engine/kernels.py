@@ -25,6 +25,7 @@ ALONE, TOGETHER = np.int64(team.ALONE), np.int64(team.TOGETHER)
 NO_SHORTCUT = np.int64(0)  # an address
 INFINITY = np.int32(0x7F800000)  # as bits; above it is what is not a number
 MAGNITUDE = np.int32(0x7FFFFFFF)  # all bits but the sign
+STRIP = 28  # pixels
 
 
 part_of, reach = kernel(layout.part_of), kernel(layout.reach)
@@ -86,15 +87,16 @@ def run_window(step, piece, weights, source, target, first, last):
 
 @kernel
 def run_maximum(step, piece, source, target, first, last):
-    """Rows first to last of a vector of channels."""
+    """Rows first to last of a vector of channels; in strips, so that a row stays in the nearest cache until the next one needs it."""
     rows, pixel, height = piece.source_row, piece.source_pixel, step.source_height
-    x = source + piece.source
-    for row in range(first, last):
-        above, middle, below = max(2 * row - 1, 0), 2 * row, min(2 * row + 1, height - 1)
-        maximum_tile((
-            x + above * rows, x + middle * rows, x + below * rows, pixel, (piece.source_width - 1) * pixel,
-            target + step.target + piece.column + row * step.target_row, step.target_pixel, step.width,
-        ))  # fmt: skip
+    x, y = source + piece.source, target + step.target + piece.column
+    for begin in range(0, step.width, STRIP):
+        for row in range(first, last):
+            above, middle, below = max(2 * row - 1, 0), 2 * row, min(2 * row + 1, height - 1)
+            maximum_tile((
+                x + above * rows, x + middle * rows, x + below * rows, pixel, 2 * begin * pixel, (piece.source_width - 1) * pixel,
+                y + row * step.target_row + begin * step.target_pixel, step.target_pixel, min(STRIP, step.width - begin),
+            ))  # fmt: skip
 
 
 @kernel
@@ -167,11 +169,11 @@ def run_image(step, target, image, first, last):
             inner = line[3 : row_length - 3]
             for k in range(len(source)):
                 inner[k] = source[k]
+                largest = max(largest, source[k] & MAGNITUDE)
         else:  # it lies in a wider map
             for k in range(len(source)):
                 line[pixel + k // 3 * pixel + k % 3] = source[k]
-        for k in range(len(source)):
-            largest = max(largest, source[k] & MAGNITUDE)
+                largest = max(largest, source[k] & MAGNITUDE)
     return largest >= INFINITY
 
 

@@ -38,6 +38,13 @@ def shapes() -> dict[Tile, dict[int, Shape]]:
     }
 
 
+def optimisations() -> llvm.PipelineTuningOptions:
+    """Those that LLVM is to apply to tiles. A tile is as large as registers allow: unrolled, some loops would leave them."""
+    options = llvm.create_pipeline_tuning_options(speed_level=3)
+    options.loop_unrolling = False
+    return options
+
+
 def module() -> llvm.ModuleRef:
     """All of them, as LLVM improves them."""
     emitted = ir.Module("tiles")
@@ -45,7 +52,7 @@ def module() -> llvm.ModuleRef:
         for shape in numbered.values():
             tile.define(emitted, machine(), **shape)
     parsed = llvm.parse_assembly(str(emitted))
-    passes = llvm.create_pass_builder(native.target(), llvm.create_pipeline_tuning_options(speed_level=3))
+    passes = llvm.create_pass_builder(native.target(), optimisations())
     passes.getModulePassManager().run(parsed, passes)
     return parsed
 

@@ -16,6 +16,7 @@ class Machine(NamedTuple):
 
     lanes: int  # floats in a vector register
     registers: int  # vector registers
+    pumped: bool = False  # whether a vector is worked on in two halves, and two halves of vectors in the same time
 
     @property
     def heights(self) -> dict[int, int]:
@@ -32,6 +33,14 @@ class Machine(NamedTuple):
     def widths(self) -> range:
         """Of the tiles of `dense`, in halves of vectors."""
         return range(1, 2 * max(self.heights) + 1) if self.halved else range(2, 2 * max(self.heights) + 1, 2)
+
+    def parts(self, halves: int) -> list[int]:
+        """What a panel of so many halves of vectors is computed in: whole vectors, of two halves, and a half.
+
+        Where vectors are worked on in halves, but loaded one in a cycle, a pixel's activation takes a cycle and its products with
+        one vector and a half take one and a half; loads get in their way. Halves are loaded two in a cycle.
+        """
+        return [1, 1, 1] if self.pumped and halves == 3 else [2] * (halves // 2) + [1] * (halves % 2)
 
     def tall(self, vectors: int, pixels: int) -> int:
         """Pixels in a tile of so many vectors, of a map of so many pixels: one where they do not fill one."""
@@ -60,4 +69,6 @@ def machine() -> Machine:
     if not on_x86():
         return Machine(lanes=4, registers=32)
     has = set(cpu()[1].split(","))
-    return Machine(16, 32) if "+avx512f" in has else Machine(8 if "+avx" in has else 4, 16)
+    if "+avx512f" in has:
+        return Machine(16, 32, pumped=cpu()[0] == "znver4")
+    return Machine(8 if "+avx" in has else 4, 16)

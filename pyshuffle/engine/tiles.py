@@ -46,10 +46,12 @@ def dense(e: Emitter, given: Arguments, halves: int, pixels: int) -> None:
 
     A panel is so many halves of vectors wide; where that is odd, of its last vector only the first half of the lanes is computed.
     """
-    kinds = [e.vector] * (halves // 2) + [e.half] * (halves % 2)
-    vectors = len(kinds)
-    cells = [(p, v) for p in range(pixels) for v in range(vectors)]
-    panel = e.build.mul(given["count"], I64(vectors * e.size))
+    parts = e.machine.parts(halves)
+    kinds = [e.vector if part == 2 else e.half for part in parts]
+    starts = [sum(parts[:v]) * e.size // 2 for v in range(len(parts))]  # bytes from a panel's first channel
+    cells = [(p, v) for p in range(pixels) for v in range(len(parts))]
+    row = -(-halves // 2) * e.size  # bytes of the weights of an input
+    panel = e.build.mul(given["count"], I64(row))
     tiles = e.build.udiv(e.build.add(e.build.sub(given["last"], given["first"]), I64(pixels - 1)), I64(pixels))
     end = e.build.sub(given["last"], I64(pixels))
     with e.loop(tiles, [I64(0), e.smaller(given["first"], end)]) as ((number, begin), further):
@@ -58,35 +60,40 @@ def dense(e: Emitter, given: Arguments, halves: int, pixels: int) -> None:
             e.build.add(given[name], e.build.mul(begin, I64(4))) for name in ("source_pixels", "target_pixels", "residual_pixels")
         )
         rows = [e.build.add(given["source"], e.entry(source_pixels, p)) for p in range(pixels)]
-        bias = [e.load(given["bias"], v * e.size, kind) for v, kind in enumerate(kinds)]
+        bias = [e.load(given["bias"], start, kind) for start, kind in zip(starts, kinds, strict=True)]
+
+        def entries(table: ir.Value) -> list[ir.Value]:
+            return [e.build.add(e.entry(table, start // e.size), I64(start % e.size)) for start in starts]
 
         def residual() -> list[ir.Value]:
-            columns = [e.entry(given["residual_columns"], v) for v in range(vectors)]
+            columns = entries(given["residual_columns"])
             places = [e.build.add(given["residual"], e.entry(residual_pixels, p)) for p in range(pixels)]
             return [e.build.fadd(bias[v], e.load(places[p], columns[v], kinds[v])) for p, v in cells]
 
         sums = e.choose(e.build.icmp_unsigned("!=", given["residual"], I64(0)), residual, lambda: bias * pixels)
         # While it computes, it fetches weights that come next: a part of the next panel, or those a little further on.
-        part = e.build.mul(e.build.urem(number, I64(vectors)), e.build.mul(given["count"], I64(LINE)))
-        ahead = e.build.add(given["weights"], e.build.add(panel, part) if pixels > 1 else I64(FAR))
+        piece = e.build.mul(e.build.urem(number, I64(row // e.size)), e.build.mul(given["count"], I64(LINE)))
+        ahead = e.build.add(given["weights"], e.build.add(panel, piece) if pixels > 1 else I64(FAR))
         spare = e.machine.registers - len(cells) - 1  # registers that sums and activation leave for weights
         with e.loop(given["count"], [given["offsets"], given["weights"], ahead, *sums]) as (now, following):
             table, weights, line, *sums = now
-            following += [e.build.add(table, I64(4)), e.build.add(weights, I64(vectors * e.size))]
-            following.append(e.build.add(line, I64(LINE if pixels > 1 else vectors * e.size)))
-            offset, w = e.entry(table, 0), [e.load(weights, v * e.size, kind) for v, kind in enumerate(kinds[:spare])]
-            for part in range(0, LINE if pixels > 1 else vectors * e.size, LINE):
-                e.prefetch(line, part)
+            following += [e.build.add(table, I64(4)), e.build.add(weights, I64(row))]
+            following.append(e.build.add(line, I64(LINE if pixels > 1 else row)))
+            offset, w = e.entry(table, 0), [e.load(weights, starts[v], kind) for v, kind in enumerate(kinds[:spare])]
+            for behind in range(0, LINE if pixels > 1 else row, LINE):
+                e.prefetch(line, behind)
             for p, v in cells:
                 if v == 0:
-                    a = e.everywhere(e.load(rows[p], offset, F32))
-                    a = e.in_register(a) if halves % 2 else a
+                    if spare < len(parts) and not halves % 2:
+                        e.forget()  # nor does an activation have a register before the one before it is done with
+                    a = e.everywhere(e.load(rows[p], offset, F32), kinds[0])
+                    a = e.in_register(a) if 1 in parts else a
                 if v == spare:  # one register too few: this vector stays in memory, and is loaded anew for each pixel
                     e.forget()
-                    w = [*w[:spare], e.load(weights, v * e.size, kinds[v])]
-                following.append(e.multiply_add(e.low_lanes(a, kinds[v]), w[v], sums[p * vectors + v]))
+                    w = [*w[:spare], e.load(weights, starts[v], kinds[v])]
+                following.append(e.multiply_add(e.low_lanes(a, kinds[v]), w[v], sums[p * len(parts) + v]))
         low, high = (e.everywhere(given[bound]) for bound in ("low", "high"))
-        columns = [e.entry(given["columns"], v) for v in range(vectors)]
+        columns = entries(given["columns"])
         outs = [e.build.add(given["target"], e.entry(target_pixels, p)) for p in range(pixels)]
         for (p, v), total in zip(cells, following[3:], strict=True):
             e.store(e.between(e.low_lanes(low, kinds[v]), total, e.low_lanes(high, kinds[v])), outs[p], columns[v])
@@ -127,21 +134,25 @@ def window(e: Emitter, given: Arguments, stride: int, pixels: int) -> None:
         ]
 
 
-@tile("row0 row1 row2 pixel last target target_pixel count")
+@tile("row0 row1 row2 pixel first last target target_pixel count")
 def maximum(e: Emitter, given: Arguments) -> None:
-    """out[j] = max_{u, v} x[u, 2j + v - 1] on one vector of channels, for a row of `count` pixels j.
+    """out[j] = max_{u, v} x[u, 2j + v - 1] on one vector of channels, for `count` pixels j of a row, side by side.
 
-    row0, row1, row2: the rows x[0], x[1], x[2], of pixels of the given size up to `last`. A pixel outside the image is replaced by
-    its neighbour inside, which is in the window as well; the caller does so for rows.
+    row0, row1, row2: the rows x[0], x[1], x[2], of pixels of the given size up to `last`; at `first` lies the one in the middle of
+    the first window. A pixel outside the image is replaced by its neighbour inside, which is in the window as well; the caller does
+    so for rows. The last column of a window is the first of the next, and its maximum is kept.
     """
-    with e.loop(given["count"], [I64(0), given["target"]]) as ((column, target), following):
-        columns = e.neighbours(column, given["pixel"], given["last"])
-        pixels = [e.load(given[f"row{u}"], x) for u in range(3) for x in columns]
-        largest = pixels[0]
-        for pixel in pixels[1:]:
-            largest = e.larger(largest, pixel)
-        e.store(largest, target)
-        following += [e.step(e.step(column, given["pixel"]), given["pixel"]), e.build.add(target, given["target_pixel"])]
+
+    def column(x: ir.Value) -> ir.Value:
+        above, middle, below = (e.load(given[f"row{u}"], x) for u in range(3))
+        return e.larger(e.larger(above, middle), below)
+
+    inside = e.build.icmp_unsigned("!=", given["first"], I64(0))
+    before = e.build.select(inside, e.build.sub(given["first"], given["pixel"]), I64(0))
+    with e.loop(given["count"], [given["first"], given["target"], column(before)]) as ((x, target, left), following):
+        right = column(e.smaller(e.build.add(x, given["pixel"]), given["last"]))
+        e.store(e.larger(e.larger(left, column(x)), right), target)
+        following += [e.step(e.step(x, given["pixel"]), given["pixel"]), e.build.add(target, given["target_pixel"]), right]
 
 
 @tile("source source_row source_pixel rows width share target")
