@@ -953,7 +953,7 @@ UNBUILT = [
 
 @pytest.mark.parametrize("net", UNBUILT, ids=lambda net: net.__name__)
 def test_any_function_over_operations_is_a_network(net):
-    for height, width in ((32, 32), (37, 50), (42, 42)):  # the last is a whole number of tiles
+    for height, width in ((32, 32), (37, 50), (42, 42), (32, 130)):  # a whole number of tiles; a max-pool in three strips
         x = draw_images(2, height, width)
         expected = reference(net, x)
         for threads in (1, 3):

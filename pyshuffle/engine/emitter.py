@@ -84,7 +84,7 @@ class Emitter:
         self.call("llvm.prefetch.p0", VOID, pointer, I32(0), I32(2), I32(1))  # a read, into L2, of data
 
     def forget(self) -> None:
-        """An empty instruction that claims to change memory, so that what follows loads again what was loaded before."""
+        """An empty instruction that claims to change memory: no load moves across it, and what was loaded before is loaded again."""
         self.build.asm(ir.FunctionType(VOID, []), "", "~{memory}", [], side_effect=True)
 
     def step(self, address: ir.Value, by: ir.Value) -> ir.Value:

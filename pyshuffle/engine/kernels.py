@@ -25,7 +25,7 @@ ALONE, TOGETHER = np.int64(team.ALONE), np.int64(team.TOGETHER)
 NO_SHORTCUT = np.int64(0)  # an address
 INFINITY = np.int32(0x7F800000)  # as bits; above it is what is not a number
 MAGNITUDE = np.int32(0x7FFFFFFF)  # all bits but the sign
-STRIP = 28  # pixels
+STRIP = 28  # max-pooled pixels: the vectors that a row of them is made of, three times 57, fill half of the nearest cache at most
 
 
 part_of, reach = kernel(layout.part_of), kernel(layout.reach)

@@ -39,7 +39,7 @@ def shapes() -> dict[Tile, dict[int, Shape]]:
 
 
 def optimisations() -> llvm.PipelineTuningOptions:
-    """Those that LLVM is to apply to tiles. A tile is as large as registers allow: unrolled, some loops would leave them."""
+    """Those that LLVM is to apply to tiles. A tile is as large as registers allow: unrolled, some loops would spill them."""
     options = llvm.create_pipeline_tuning_options(speed_level=3)
     options.loop_unrolling = False
     return options

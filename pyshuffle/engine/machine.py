@@ -16,7 +16,7 @@ class Machine(NamedTuple):
 
     lanes: int  # floats in a vector register
     registers: int  # vector registers
-    pumped: bool = False  # whether a vector is worked on in two halves, and two halves of vectors in the same time
+    pumped: bool = False  # whether its two halves are worked on one after the other, as by a Zen 4
 
     @property
     def heights(self) -> dict[int, int]:
@@ -25,8 +25,8 @@ class Machine(NamedTuple):
 
     @property
     def halved(self) -> bool:
-        """Whether half a vector is worth a tile of its own: registers of 512 bits are worked on in two halves by some processors, and
-        half of one takes half of the time there; on others it takes as long as all of it."""
+        """Whether half a vector is worth a tile of its own: it takes half of the time where vectors are worked on in halves, and on
+        other processors with registers of 512 bits as long as all of it."""
         return self.lanes == 16
 
     @property
@@ -35,10 +35,11 @@ class Machine(NamedTuple):
         return range(1, 2 * max(self.heights) + 1) if self.halved else range(2, 2 * max(self.heights) + 1, 2)
 
     def parts(self, halves: int) -> list[int]:
-        """What a panel of so many halves of vectors is computed in: whole vectors, of two halves, and a half.
+        """The halves of vectors that are computed at once, in a panel of so many: whole vectors, and at last a half where it is odd.
 
-        Where vectors are worked on in halves, but loaded one in a cycle, a pixel's activation takes a cycle and its products with
-        one vector and a half take one and a half; loads get in their way. Halves are loaded two in a cycle.
+        Three separate halves where vectors are worked on in halves. With a vector and a half, loads of activations get in the way of
+        products (12.2 cycles for each input and 7 pixels, where the products take 10.5): a whole vector takes a load of its own, two
+        halves one together (10.7 cycles). One vector gains nothing by it: there are more sums to load and store.
         """
         return [1, 1, 1] if self.pumped and halves == 3 else [2] * (halves // 2) + [1] * (halves % 2)
 

@@ -13,7 +13,8 @@ independent sums or more, and several products for every value loaded. Channels 
 
 A tile may be as large as there are registers: the sums, one row of weights and one activation. One register too many, and the
 compiler spills sums to the stack in the innermost loop; tests/test_tiles.py reads the assembly and fails if it does. The tile of
-7 pixels by 4 vectors has one too many, so that `dense` loads the last vector of weights anew for each pixel.
+7 pixels by 4 vectors has one too many, so that `dense` loads the last vector of weights anew for each pixel, and no activation before
+it has done with the one before.
 
 A loop written in Python cannot say "keep these in registers", so the tiles are emitted as LLVM instructions, by the functions below:
 `dense` for every convolution that mixes channels and for the linear layer, `window` for depthwise 3x3 and average pooling, `maximum`
@@ -47,6 +48,7 @@ def dense(e: Emitter, given: Arguments, halves: int, pixels: int) -> None:
     A panel is so many halves of vectors wide; where that is odd, of its last vector only the first half of the lanes is computed.
     """
     parts = e.machine.parts(halves)
+    mixed = len(set(parts)) == 2
     kinds = [e.vector if part == 2 else e.half for part in parts]
     starts = [sum(parts[:v]) * e.size // 2 for v in range(len(parts))]  # bytes from a panel's first channel
     cells = [(p, v) for p in range(pixels) for v in range(len(parts))]
@@ -72,22 +74,22 @@ def dense(e: Emitter, given: Arguments, halves: int, pixels: int) -> None:
 
         sums = e.choose(e.build.icmp_unsigned("!=", given["residual"], I64(0)), residual, lambda: bias * pixels)
         # While it computes, it fetches weights that come next: a part of the next panel, or those a little further on.
-        piece = e.build.mul(e.build.urem(number, I64(row // e.size)), e.build.mul(given["count"], I64(LINE)))
-        ahead = e.build.add(given["weights"], e.build.add(panel, piece) if pixels > 1 else I64(FAR))
+        share = e.build.mul(e.build.urem(number, I64(row // e.size)), e.build.mul(given["count"], I64(LINE)))
+        ahead = e.build.add(given["weights"], e.build.add(panel, share) if pixels > 1 else I64(FAR))
         spare = e.machine.registers - len(cells) - 1  # registers that sums and activation leave for weights
         with e.loop(given["count"], [given["offsets"], given["weights"], ahead, *sums]) as (now, following):
             table, weights, line, *sums = now
             following += [e.build.add(table, I64(4)), e.build.add(weights, I64(row))]
             following.append(e.build.add(line, I64(LINE if pixels > 1 else row)))
             offset, w = e.entry(table, 0), [e.load(weights, starts[v], kind) for v, kind in enumerate(kinds[:spare])]
-            for behind in range(0, LINE if pixels > 1 else row, LINE):
-                e.prefetch(line, behind)
+            for further_on in range(0, LINE if pixels > 1 else row, LINE):
+                e.prefetch(line, further_on)
             for p, v in cells:
                 if v == 0:
-                    if spare < len(parts) and not halves % 2:
-                        e.forget()  # nor does an activation have a register before the one before it is done with
+                    if spare < len(parts) and not mixed:  # where it is, `in_register` has the same effect
+                        e.forget()  # else LLVM may load an activation before the one before is used: again one register too few
                     a = e.everywhere(e.load(rows[p], offset, F32), kinds[0])
-                    a = e.in_register(a) if 1 in parts else a
+                    a = e.in_register(a) if mixed else a
                 if v == spare:  # one register too few: this vector stays in memory, and is loaded anew for each pixel
                     e.forget()
                     w = [*w[:spare], e.load(weights, starts[v], kinds[v])]
@@ -136,21 +138,21 @@ def window(e: Emitter, given: Arguments, stride: int, pixels: int) -> None:
 
 @tile("row0 row1 row2 pixel first last target target_pixel count")
 def maximum(e: Emitter, given: Arguments) -> None:
-    """out[j] = max_{u, v} x[u, 2j + v - 1] on one vector of channels, for `count` pixels j of a row, side by side.
+    """out[j] = max_{u, v} x[u, i + 2j + v - 1] on one vector of channels, for `count` pixels j of a row, side by side.
 
-    row0, row1, row2: the rows x[0], x[1], x[2], of pixels of the given size up to `last`; at `first` lies the one in the middle of
-    the first window. A pixel outside the image is replaced by its neighbour inside, which is in the window as well; the caller does
-    so for rows. The last column of a window is the first of the next, and its maximum is kept.
+    row0, row1, row2: the rows x[0], x[1], x[2], of pixels of the given size, pixel i at `first` and the last one at `last`. A pixel
+    outside the image is replaced by its neighbour inside, which is in the window as well; the caller does so for rows. The last
+    column of a window is the first of the next: the maximum of its three pixels is kept.
     """
 
     def column(x: ir.Value) -> ir.Value:
         above, middle, below = (e.load(given[f"row{u}"], x) for u in range(3))
         return e.larger(e.larger(above, middle), below)
 
-    inside = e.build.icmp_unsigned("!=", given["first"], I64(0))
-    before = e.build.select(inside, e.build.sub(given["first"], given["pixel"]), I64(0))
+    before, *_ = e.neighbours(given["first"], given["pixel"], given["last"])
     with e.loop(given["count"], [given["first"], given["target"], column(before)]) as ((x, target, left), following):
-        right = column(e.smaller(e.build.add(x, given["pixel"]), given["last"]))
+        *_, behind = e.neighbours(x, given["pixel"], given["last"])
+        right = column(behind)
         e.store(e.larger(e.larger(left, column(x)), right), target)
         following += [e.step(e.step(x, given["pixel"]), given["pixel"]), e.build.add(target, given["target_pixel"]), right]
 
