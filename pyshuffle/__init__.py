@@ -6,7 +6,7 @@ Names and modules are loaded when they are first used: `import pyshuffle` costs 
 from importlib import import_module
 from typing import Any
 
-__version__ = "0.13.0"
+__version__ = "0.14.0"
 
 _HOMES = {
     "ShuffleNetV1": "nets",

@@ -29,7 +29,6 @@ from llvmlite import ir
 from .emitter import F32, I64, Arguments, Emitter, tile
 from .machine import LINE
 
-FAR = 8192  # bytes from weights that are used once to those that are fetched meanwhile: memory is that far away
 PEAK_SUMS = 12  # independent sums that keep any processor busy, and that fit into its registers
 
 
@@ -73,17 +72,16 @@ def dense(e: Emitter, given: Arguments, halves: int, pixels: int) -> None:
             return [e.build.fadd(bias[v], e.load(places[p], columns[v], kinds[v])) for p, v in cells]
 
         sums = e.choose(e.build.icmp_unsigned("!=", given["residual"], I64(0)), residual, lambda: bias * pixels)
-        # While it computes, it fetches weights that come next: a part of the next panel, or those a little further on.
+        # While it computes, it fetches a part of the next panel's weights. A lone pixel's are read as fast as they come, as it is.
         share = e.build.mul(e.build.urem(number, I64(row // e.size)), e.build.mul(given["count"], I64(LINE)))
-        ahead = e.build.add(given["weights"], e.build.add(panel, share) if pixels > 1 else I64(FAR))
+        ahead = e.build.add(given["weights"], e.build.add(panel, share))
         spare = e.machine.registers - len(cells) - 1  # registers that sums and activation leave for weights
         with e.loop(given["count"], [given["offsets"], given["weights"], ahead, *sums]) as (now, following):
             table, weights, line, *sums = now
-            following += [e.build.add(table, I64(4)), e.build.add(weights, I64(row))]
-            following.append(e.build.add(line, I64(LINE if pixels > 1 else row)))
+            following += [e.build.add(table, I64(4)), e.build.add(weights, I64(row)), e.build.add(line, I64(LINE))]
             offset, w = e.entry(table, 0), [e.load(weights, starts[v], kind) for v, kind in enumerate(kinds[:spare])]
-            for further_on in range(0, LINE if pixels > 1 else row, LINE):
-                e.prefetch(line, further_on)
+            if pixels > 1:
+                e.prefetch(line)
             for p, v in cells:
                 if v == 0:
                     if spare < len(parts) and not mixed:  # where it is, `in_register` has the same effect
