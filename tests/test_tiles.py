@@ -44,6 +44,8 @@ FRAMES = r"movq %rsp, %rbp$|(mov|add) x29, sp\b"  # the stack gets a second name
 
 def assembly(target: Target, tile: Tile, **shape: int) -> str:
     """What LLVM makes of a tile: tabs as blanks, so that a pattern can name an instruction with its operands."""
+    if target.cpu == "znver4" and llvm.llvm_version_info < (16, 0, 0):
+        pytest.skip("this LLVM does not know a Zen 4: there it compiles for the processor before")
     llvm.initialize_all_targets()
     llvm.initialize_all_asmprinters()
     try:
