@@ -16,7 +16,7 @@ class Machine(NamedTuple):
 
     lanes: int  # floats in a vector register
     registers: int  # vector registers
-    pumped: bool = False  # whether its two halves are worked on one after the other, as by a Zen 4
+    pumped: bool = False  # whether the two halves of a vector are worked on one after the other, as by a Zen 4
 
     @property
     def heights(self) -> dict[int, int]:
